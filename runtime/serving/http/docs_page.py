@@ -39,9 +39,8 @@ def docs_page(document: Mapping[str, Any]) -> bytes:
     """Return the page for an OpenAPI document."""
     components = document["components"]
     schemas = "\n".join(
-        f'<details id="{escape(name)}"><summary>{escape(name)}</summary>'
-        f'<pre tabindex="0" aria-label="{escape(name)}">{escape(json.dumps(schema, indent=1))}</pre>'
-        "</details>"
+        f'<details id="{name}"><summary>{name}</summary><pre tabindex="0" aria-label="{name}">'
+        f"{escape(json.dumps(schema, indent=1))}</pre></details>"
         for name, schema in components["schemas"].items()
     )
     operations = "\n".join(

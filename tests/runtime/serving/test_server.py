@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.machine.device import available_cores
 from resdeploy.runtime.serving.http.connection import SHUTDOWN_SECONDS
 from resdeploy.runtime.serving.server import exempt_from_collection
 from tests.samples import SIZE
@@ -112,8 +113,14 @@ def test_a_server_stopped_under_load_answers_all_accepted_requests(
 
 
 def test_the_server_repeats_the_warnings_of_its_bundle(doubtful_bundle: Bundle) -> None:
-    with ServerProcess(doubtful_bundle.path, "--threads", 1) as server:
+    excess = ("--threads", 1, "--instances", 64)
+    with ServerProcess(doubtful_bundle.path, *excess, terminal=True) as server:
         server.until_ready()
+        line = server.wait_for(lambda line: "exceed" in line["message"])
+        assert f"exceed the {available_cores()} cores" in line["message"]
+        # On a terminal, the log tells how to begin.
+        server.wait_for(lambda line: f":{server.port}/docs describes" in line["message"])
+        server.wait_for(lambda line: line["message"].startswith("curl -F image=@PICTURE http"))
         line = server.wait_for("int8 deviates from FP32: agreement 90.6 %, limit 98 %")
         assert (line["level"], line["model"]) == ("warning", "doubtful")
         assert line["hint"] == "calibrate on more images"
