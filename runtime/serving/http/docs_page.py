@@ -19,6 +19,7 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; 
 h2 {{ font-size: 1.05rem; margin: 1.75rem 0 .25rem; border-top: 1px solid; padding-top: 1rem; }}
 p, ul {{ margin: .25rem 0; overflow-wrap: anywhere; }}
 pre {{ overflow-x: auto; }}
+a {{ color: inherit; }}
 </style>
 </head>
 <body>
