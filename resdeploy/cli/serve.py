@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from select import select
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from resdeploy.runtime.serving.server import ServeSummary
 
 
-@command
+@partial(command, shows_progress=False)
 @argument("bundles", metavar="BUNDLE...", type=PATH, nargs=-1, required=True)
 @option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all networks.")
 @option("--port", type=Integers(0, 65535), default=8000, help="HTTP port; 0 for any free one.")
@@ -122,7 +123,7 @@ def serve(
     """
     from resdeploy.bundle.signature import make_signer
     from resdeploy.errors import needs_extra
-    from resdeploy.progress import progress_bar
+    from resdeploy.progress import progress_bar, silent
     from resdeploy.runtime.serving.config import ServeConfig
 
     if (settings["tls_cert"] is None) != (settings["tls_key"] is None):
@@ -131,7 +132,8 @@ def serve(
     with needs_extra():
         from resdeploy.runtime.serving.server import serve as run_serve
 
-    result = run_serve(bundles, ServeConfig(signer=signer, **settings), progress_bar)
+    progress = progress_bar if sys.stderr.isatty() else silent  # all of a log is JSON
+    result = run_serve(bundles, ServeConfig(signer=signer, **settings), progress)
     # A server must end even if nobody reads its output any more.
     printed = bool(select([], [sys.stdout], [], 1.0)[1])
     return CommandResult(result, served_text(result), printed=printed)

@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 # A server that has not ended this long after its grace (--drain-seconds) is ended, whatever its
 # threads wait for: a hung disk, or an engine that never answers.
 END_SECONDS = 5.0
+LOADING_SECONDS = 4.0  # between lines in the log while a model is loaded at the start
 # A reload that takes longer is ended. Building an engine for a GPU takes minutes.
 RELOAD_SECONDS = 900.0
 STOPPED_AT_ONCE = 1  # exit code
@@ -248,7 +249,13 @@ class _Process:
         """Load every model; stop the server if one cannot be loaded."""
         try:
             for model in self._models.values():
-                await model.load()
+                loading, start = asyncio.ensure_future(model.load()), time.monotonic()
+                try:
+                    while not (await asyncio.wait({loading}, timeout=LOADING_SECONDS))[0]:
+                        _log("loading", model=model.name, seconds=round(time.monotonic() - start))
+                finally:
+                    loading.cancel()
+                loading.result()
                 _log_serving(model)
         except Exception as error:
             self._failure = error

@@ -20,6 +20,7 @@ from click.core import ParameterSource
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.errors import ResdeployError, missing_dependency, one_line_reason, remedy_for
 from resdeploy.json_documents import to_text
+from resdeploy.progress import progress_bar, silent
 from resdeploy.readable_text import readable, readable_texts
 
 if TYPE_CHECKING:
@@ -79,15 +80,22 @@ class CommandResult:
     """False in all but the first process of a distributed training: they print nothing."""
 
 
-def command(function: Callable[..., CommandResult]) -> click.Command:
-    """Return a command with `--json` and `--debug` that prints its result or a one-line error."""
+def command(
+    function: Callable[..., CommandResult], *, shows_progress: bool = True
+) -> click.Command:
+    """Return a command with `--json` and `--debug` that prints its result or a one-line error.
+
+    While the function works, stderr shows its progress; `shows_progress` is False for a server.
+    """
+    show = progress_bar if shows_progress else silent
 
     @click.command()
     @functools.wraps(function)
     def run_command(*, as_json: bool, debug: bool, **arguments: Any) -> None:
         _log_to_stderr(debug=debug)
         try:
-            result = function(**arguments)
+            with show(function.__name__, 0):
+                result = function(**arguments)
         except click.ClickException:
             raise
         except Exception as error:
@@ -164,11 +172,19 @@ def _print_error(error: Exception) -> None:
 
 
 def _log_to_stderr(*, debug: bool) -> None:
-    handler = logging.StreamHandler()
+    handler = _StderrHandler()
     handler.setFormatter(_Formatter())
     logger = logging.getLogger("resdeploy")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+class _StderrHandler(logging.StreamHandler[Any]):
+    """A handler for the present `sys.stderr`: while bars are drawn, lines appear above them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class _Formatter(logging.Formatter):
