@@ -22,7 +22,7 @@ Progress = Callable[[str, int], AbstractContextManager[Advance]]
 """A callback for the name of the work and its number of items; 0 if that is not known."""
 
 START_SECONDS = 1.0  # before a stage is shown
-LINE_SECONDS = 4.0  # between two lines: nobody waits for 5 s, even on a busy machine
+LINE_SECONDS = 3.0  # between two lines: nobody waits for 5 s, even on a busy machine
 TICK_SECONDS = 0.2  # between two pictures of the bars
 
 
