@@ -41,17 +41,16 @@ class _Stage:
     shown: bool = False
 
     def advance(self, done: int) -> None:
-        self.done += done
+        self.done = min(self.total, self.done + done)
 
     def status(self, now: float) -> str:
         """Return the finished share, the rate and the time left; or how long it has worked."""
         seconds = now - self.begin
         if not self.total:
             return f"working for {seconds:.0f} s"
-        done = min(self.done, self.total)
-        text = f"{100 * done // self.total} % ({done} of {self.total})"
-        if done and seconds > 0:
-            rate, left = done / seconds, seconds * (self.total - done) / done
+        text = f"{100 * self.done // self.total} % ({self.done} of {self.total})"
+        if self.done and seconds > 0:
+            rate, left = self.done / seconds, seconds * (self.total - self.done) / self.done
             text += f", {rate:.{0 if rate >= 100 else 1}f}/s, {left:.0f} s left"
         return text
 
@@ -59,22 +58,13 @@ class _Stage:
 class ProgressDisplay:
     """The running stages, of which the last one is the innermost, and their display on stderr."""
 
-    def __init__(
-        self,
-        console: Any = None,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        timer: bool = True,
-    ) -> None:
-        """Create a display.
+    def __init__(self, console: Any = None, clock: Callable[[], float] | None = None) -> None:
+        """Draw on a console of `rich`, by default on stderr if that is a terminal.
 
-        Args:
-            console: Console of `rich` to draw on; by default stderr, if that is a terminal.
-            clock: Function that returns the time in seconds.
-            timer: True to call `tick` from a thread while there are stages.
+        Who gives a `clock`, which returns seconds, also calls `tick`; else a thread does.
         """
-        self._console, self._clock = console, clock
-        self._timed = not timer  # True if somebody calls `tick`
+        self._console, self._clock = console, clock or time.monotonic
+        self._ticking = clock is not None
         self.forget()
 
     def forget(self) -> None:
@@ -93,8 +83,8 @@ class ProgressDisplay:
             self._stages.append(stage)
             if len(self._stages) == 1:
                 self._last_line = stage.begin
-                if not self._timed:
-                    self._timed = True
+                if not self._ticking:
+                    self._ticking = True
                     threading.Thread(target=self._tick_until_done, daemon=True).start()
         try:
             yield stage.advance
@@ -113,7 +103,10 @@ class ProgressDisplay:
                 return
             if self._is_drawn():
                 # The outermost stage is the command as a whole: it matters if there is no other.
-                self._draw([(stage, stage.status(now)) for stage in old[1:] or old])
+                rows = [(stage, stage.status(now)) for stage in old[1:] or old]
+                for stage, _ in rows:
+                    stage.shown = True
+                self._live.update(_bars(rows), refresh=True)
             elif now - self._last_line >= LINE_SECONDS:
                 self._last_line, old[-1].shown = now, True
                 _write_line(f"{old[-1].what}: {old[-1].status(now)}")
@@ -146,18 +139,13 @@ class ProgressDisplay:
                 self._live.start()
         return self._live is not None
 
-    def _draw(self, rows: list[tuple[_Stage, str]]) -> None:
-        for stage, _ in rows:
-            stage.shown = True
-        self._live.update(_bars(rows), refresh=True)
-
     def _tick_until_done(self) -> None:
         while True:
             time.sleep(TICK_SECONDS)
             with self._lock:
                 self.tick()
                 if not self._stages:
-                    self._timed = False
+                    self._ticking = False
                     return
 
 

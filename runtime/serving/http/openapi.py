@@ -24,6 +24,9 @@ INDEX = "/v2/repository/index"
 # Paths that answer GET with one document: identifier and summary of the operation, and the type;
 # Triton's documentation describes the documents without one.
 ONE_DOCUMENT = {
+    "/healthz": ("health", "Liveness of the process.", "Live"),
+    "/v2/health/live": ("live", "Liveness of the server.", "Live"),
+    "/v2/health/ready": ("ready", "Readiness of all models.", "Ready"),
     "/v1/stats": ("stats", "Statistics of the last seconds.", "Stats"),
     "/v2": ("server", "Metadata of the server.", "ServerMetadata"),
     "/v2/models": ("models", "Names of all models.", "ModelList"),
@@ -50,12 +53,13 @@ def openapi_document(models: Sequence[str]) -> dict[str, Any]:
     wanted = _content(_reference("schemas", "RepositoryIndexRequest"))
     index["post"] = {
         **index["get"], "operationId": "repository_index_request", "requestBody": wanted,
-        "responses": {
-            **index["get"]["responses"],
-            **{status: _reference("responses", "Error") for status in ("400", "408", "413")},
-        },
+        "responses": dict(index["get"]["responses"]),
     }  # fmt: skip
     document["paths"][INDEX] = index
+    for path in (INDEX, "/v1/classify", f"{MODEL}/infer"):
+        for status in ("400", "404", "408", "413", "415"):
+            error = _reference("responses", "Error")
+            document["paths"][path]["post"]["responses"][status] = error
     # The same operations with a version in their path; operation identifiers must be unique.
     for path in ("", "/config", "/infer", "/ready", "/stats"):
         item = dict(document["paths"][MODEL + path])
@@ -68,8 +72,13 @@ def openapi_document(models: Sequence[str]) -> dict[str, Any]:
 
 def _item(path: str, identifier: str, summary: str, schema: dict[str, Any]) -> dict[str, Any]:
     """Return the description of a path that answers GET with a document."""
+    answer = {"description": summary, **_content(schema)}
+    if path.startswith(("/healthz", "/v2/health")):  # without a token, and at any time
+        operation = {"operationId": identifier, "summary": summary, "security": []}
+        responses = dict.fromkeys(("200", "503") if identifier == "ready" else ("200",), answer)
+        return {"get": {**operation, "responses": responses}}
     responses = {
-        "200": {"description": summary, **_content(schema)},
+        "200": answer,
         "401": _reference("responses", "Unauthorized"),
         "503": _reference("responses", "Unavailable"),
     }

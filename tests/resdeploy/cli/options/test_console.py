@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -14,10 +15,12 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from resdeploy import progress
 from resdeploy.cli.options.console import CommandResult, ExitCode, ReadableGroup, command
 from resdeploy.errors import DataError
 from resdeploy.json_documents import jsonable
 from resdeploy.tables import table
+from tests.serving_process import PATIENCE
 
 
 class Colour(str, Enum):
@@ -54,6 +57,27 @@ def test_a_result_is_printed_as_text_or_as_json() -> None:
     assert json.loads(answer.stdout) == {
         "path": "a/b", "colour": "red", "parts": [0.1, 2.0],
     }  # fmt: skip
+
+
+def test_long_work_is_reported_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "START_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    written, write = threading.Event(), progress._write_line
+
+    def record(text: str) -> None:
+        write(text)
+        written.set()
+
+    monkeypatch.setattr(progress, "_write_line", record)
+
+    def function() -> CommandResult:
+        assert written.wait(PATIENCE)
+        return CommandResult(RESULT, "")
+
+    answer = run(function, "--json")
+    assert json.loads(answer.stdout)["colour"] == "red"
+    first, *_ = answer.stderr.splitlines()
+    assert first == "function: working for 0 s"
 
 
 def test_names_reach_the_terminal_without_control_characters() -> None:
