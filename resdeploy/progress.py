@@ -7,6 +7,7 @@ second shows nothing, so `rich` is not even imported.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -113,13 +114,20 @@ class ProgressDisplay:
 
     def _end(self, stage: _Stage, outcome: str) -> None:
         with self._lock:
-            self._stages.remove(stage)
+            self._stages[:] = [other for other in self._stages if other is not stage]
             if stage.shown and self._live is not None:
                 if stage.total:
                     self._live.console.print(_bars([(stage, outcome)]))
             elif stage.shown:
                 _write_line(f"{stage.what}: {outcome}")
-            if not self._stages and self._live is not None:
+            if not self._stages:
+                self.close()
+
+    def close(self) -> None:
+        """End all stages: a thread that writes to stderr while Python exits is a fatal error."""
+        with self._lock:
+            self._stages.clear()
+            if self._live is not None:
                 self._live.stop()
                 self._live = None
 
@@ -172,6 +180,7 @@ def _write_line(text: str) -> None:
 
 
 _DISPLAY = ProgressDisplay()
+atexit.register(_DISPLAY.close)
 os.register_at_fork(after_in_child=_DISPLAY.forget)
 
 

@@ -112,10 +112,17 @@ def test_a_server_stopped_under_load_answers_all_accepted_requests(
         assert server.log[-1]["message"] == "stopped"
 
 
+QUICK = (
+    "from resdeploy.runtime.serving import server; server.LOADING_SECONDS = 0.001; "
+    "from resdeploy.cli.main import main; main()"
+)
+
+
 def test_the_server_repeats_the_warnings_of_its_bundle(doubtful_bundle: Bundle) -> None:
     excess = ("--threads", 1, "--instances", 64)
-    with ServerProcess(doubtful_bundle.path, *excess, terminal=True) as server:
+    with ServerProcess(doubtful_bundle.path, *excess, terminal=True, code=QUICK) as server:
         server.until_ready()
+        assert server.wait_for("loading")["model"] == "doubtful"  # every few seconds
         line = server.wait_for(lambda line: "exceed" in line["message"])
         assert f"exceed the {available_cores()} cores" in line["message"]
         # On a terminal, the log tells how to begin.
