@@ -172,18 +172,19 @@ def export(
     check_key(config.sign)
     if config.output is not None:
         refuse_existing(config.output, force=force, marker=MANIFEST)
-    source = read_source(
-        config.source,
-        weights=config.weights,
-        image_size=config.image_size,
-        stated=config.stated,
-        preprocessing_file=config.preprocessing,
-        data=config.data,
-        labels=config.labels,
-        calibration_data=config.calibration_data,
-        seed=config.seed,
-        progress=progress,
-    )
+    with progress("reading the source", 0):
+        source = read_source(
+            config.source,
+            weights=config.weights,
+            image_size=config.image_size,
+            stated=config.stated,
+            preprocessing_file=config.preprocessing,
+            data=config.data,
+            labels=config.labels,
+            calibration_data=config.calibration_data,
+            seed=config.seed,
+            progress=progress,
+        )
     output = config.output or Path(f"{source.name}.bundle")
     refuse_existing(output, force=force, marker=MANIFEST)
     if config.triton is not None:
@@ -193,19 +194,21 @@ def export(
 
     preprocessing = source.preprocessing
     classifier = Classifier(source.checkpoint.network(), preprocessing)
-    if config.golden_data is None:
-        golden_images, origin = choose_golden(source.pools, preprocessing, config.seed)
-    else:
-        golden_images = read_golden_images(config.golden_data, preprocessing, config.seed)
-        origin = GoldenOrigin.DATA
-    golden = make_golden(classifier, golden_images)
-    check = check_network(classifier, source, config.seed)
+    with progress("checking the network", 0):
+        if config.golden_data is None:
+            golden_images, origin = choose_golden(source.pools, preprocessing, config.seed)
+        else:
+            golden_images = read_golden_images(config.golden_data, preprocessing, config.seed)
+            origin = GoldenOrigin.DATA
+        golden = make_golden(classifier, golden_images)
+        check = check_network(classifier, source, config.seed)
     shift = check.shift if check else None
     warnings = preprocessing_warnings(source.choice) + shift_warnings(check)
     warnings += label_warnings(check, source, labels_are_used=config.int8)
     name, size = source.checkpoint.architecture.name, size_text(preprocessing.image_size)
     logger.info("exporting %s at %s pixels", name, size)
-    model = to_onnx(classifier, preprocessing.image_size)
+    with progress("converting to ONNX", 0):
+        model = to_onnx(classifier, preprocessing.image_size)
     calibration: Calibration | None = None
     judgement: Judgement | None = None
     if config.int8:
@@ -216,9 +219,10 @@ def export(
         model = calibration.model
         warnings += target_warnings(calibration.targets)
     with new_directory(output, force=force, marker=MANIFEST) as folder:
-        artifacts, golden = write_graphs(
-            folder, model, golden, calibration, judgement, half=config.fp16
-        )
+        with progress("writing the graphs", 0):
+            artifacts, golden = write_graphs(
+                folder, model, golden, calibration, judgement, half=config.fp16
+            )
         analysis: Analysis | None = None
         if calibration is not None:
             analysis = analyse(

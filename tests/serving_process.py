@@ -5,12 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,31 +42,38 @@ class ServerProcess:
         *arguments: object,
         environment: Mapping[str, str] | None = None,
         code: str = "from resdeploy.cli.main import main; main()",
+        terminal: bool = False,
     ) -> None:
+        """Start it; with `terminal`, its stderr is a terminal."""
         self.log: list[dict[str, Any]] = []
         self._lines = threading.Condition()
+        theirs, ours = pty.openpty() if terminal else (None, subprocess.PIPE)
         self.process = subprocess.Popen(
             [
                 sys.executable, "-c", code, "serve", "--port", "0", "--json",
                 "--backend", "onnxruntime-cpu",  # a measurement would take seconds in each test
                 *map(str, arguments),
             ],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=ours, text=True,
             env={**os.environ, **(environment or {})},
         )  # fmt: skip
+        if theirs is not None:
+            os.close(ours)
+            self.process.stderr = os.fdopen(theirs)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                entry = {"message": line.strip()}
-            with self._lines:
-                self.log.append(entry)
-                self._lines.notify_all()
+        with suppress(OSError):  # the end of a terminal
+            for line in self.process.stderr:
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    entry = {"message": line.strip()}
+                with self._lines:
+                    self.log.append(entry)
+                    self._lines.notify_all()
         with self._lines:
             self._lines.notify_all()
 

@@ -87,7 +87,8 @@ def calibrate(
     scoring, calibrating = _take(usable, wanted_scoring)
     equalizing, others = _take(calibrating, EQUALIZING_IMAGES)
     if equalizing and not learned:
-        model = _equalized(model, equalizing)
+        with progress("equalising channels", 0):
+            model = _equalized(model, equalizing)
     edges = [edge for encoding in ENCODINGS for edge in place(model.graph, encoding)]
     tensors = list(dict.fromkeys(edge.range_of for edge in edges))
 
@@ -106,14 +107,18 @@ def calibrate(
     parts = np.array_split(np.concatenate(kept), min(FOLDS, sum(map(len, kept)))) if kept else []
     by_part = _observe_parts(model, tensors, parts, rest_of_it)
     statistics = _added(by_part)
-    candidates = {
-        (name, encoding): choose_ranges(
-            statistics, name, encoding, in_float if encoding is Encoding.TENSORRT else frozenset()
-        )
-        for name in calibrators
-        for encoding in ENCODINGS
-        if encoding not in learned
-    }
+    with progress("choosing ranges", 0):
+        candidates = {
+            (name, encoding): choose_ranges(
+                statistics,
+                name,
+                encoding,
+                in_float if encoding is Encoding.TENSORRT else frozenset(),
+            )
+            for name in calibrators
+            for encoding in ENCODINGS
+            if encoding not in learned
+        }
     scores: tuple[Score, ...] = ()
     digests, paths = image_set.digests, image_set.paths
     selection = held_out_images(source, scoring, paths[:wanted_scoring], digests[:wanted_scoring])

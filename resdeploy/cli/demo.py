@@ -23,8 +23,10 @@ def demo(force: bool) -> CommandResult:
     The demo trains, exports, verifies and benchmarks a ResNet-34. It takes a few minutes on a
     laptop's CPU and downloads nothing. It writes runs/demo, runs/demo.bundle and runs/demo.html.
     """
-    from resdeploy.demo import run_demo
     from resdeploy.progress import progress_bar
+
+    with progress_bar("loading PyTorch", 0):
+        from resdeploy.demo import run_demo
 
     result = run_demo(force=force, progress=progress_bar)
     return CommandResult(result, demo_text(result), exit_code(result.verdict))

@@ -177,9 +177,10 @@ def export(
         reject_options({*settings, "output", "seed", "sign"}, reason)
         written = write_repository(bundle, triton, force=force)
         return CommandResult(written, repository_text(written), warnings=bundle.manifest.warnings)
-    from resdeploy.export.pipeline import ExportConfig
-    from resdeploy.export.pipeline import export as run_export
-    from resdeploy.train.checkpoint.contents import Weights
+    with progress_bar("loading PyTorch", 0):
+        from resdeploy.export.pipeline import ExportConfig
+        from resdeploy.export.pipeline import export as run_export
+        from resdeploy.train.checkpoint.contents import Weights
 
     settings |= {"source": source, "output": output, "triton": triton, "seed": seed, "sign": sign}
     settings["stated"] = take_settings(settings)

@@ -98,7 +98,9 @@ def predict(
         refuse_existing_file(output, force=force)
     with load(bundle, progress=progress_bar, **settings) as model:
         if camera is None:
-    from resdeploy.runtime.model import load
+            return _predict_files(model, images, top, csv, jsonl)
+        from resdeploy.runtime.camera import watch_camera
+
         report = watch_camera(model, camera, frames=frames, seconds=seconds, top=top)
     return CommandResult(report, camera_text(report), warnings=model.warnings)
 

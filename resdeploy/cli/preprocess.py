@@ -59,12 +59,14 @@ def preprocess(
 
     Exit code: 0 found, 3 undecided.
     """
-    from resdeploy.export.inputs import read_source
-    from resdeploy.export.preprocessing_search.search import find_preprocessing
     from resdeploy.filesystem import refuse_existing_file
     from resdeploy.json_documents import write_document
     from resdeploy.progress import progress_bar
-    from resdeploy.train.checkpoint.contents import Weights
+
+    with progress_bar("loading PyTorch", 0):
+        from resdeploy.export.inputs import read_source
+        from resdeploy.export.preprocessing_search.search import find_preprocessing
+        from resdeploy.train.checkpoint.contents import Weights
 
     if output is not None:
         refuse_existing_file(output, force=force)

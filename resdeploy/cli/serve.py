@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from select import select
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from resdeploy.runtime.serving.server import ServeSummary
 
 
-@command
+@partial(command, shows_progress=False)
 @argument("bundles", metavar="BUNDLE...", type=PATH, nargs=-1, required=True)
 @option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all networks.")
 @option("--port", type=Integers(0, 65535), default=8000, help="HTTP port; 0 for any free one.")
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 @option(
     "--instances",
     type=Integers(1, 64),
-    help="Copies of each model that run in parallel.  [default: one per core, at most 4; 1 on a "
-    "GPU]",
+    help="Copies of each model that run in parallel; on a CPU, fewer if copies and threads would "
+    "exceed the cores.  [default: one per core, at most 4; 1 on a GPU]",
 )
 @option(
     "--threads",
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     help="File with the bearer token that requests must carry.  [default: the variable "
     "RESDEPLOY_TOKEN; no token if it is not set]",
 )
+@option("--open-metrics", is_flag=True, help="Answer GET /metrics without the token.")
 @option("--tls-cert", type=PATH, help="PEM file with the certificate; needs --tls-key.")
 @option("--tls-key", type=PATH, help="PEM file with the private key; needs --tls-cert.")
 @option(
@@ -121,7 +123,7 @@ def serve(
     """
     from resdeploy.bundle.signature import make_signer
     from resdeploy.errors import needs_extra
-    from resdeploy.progress import progress_bar
+    from resdeploy.progress import progress_bar, silent
     from resdeploy.runtime.serving.config import ServeConfig
 
     if (settings["tls_cert"] is None) != (settings["tls_key"] is None):
@@ -130,7 +132,8 @@ def serve(
     with needs_extra():
         from resdeploy.runtime.serving.server import serve as run_serve
 
-    result = run_serve(bundles, ServeConfig(signer=signer, **settings), progress_bar)
+    progress = progress_bar if sys.stderr.isatty() else silent  # all of a log is JSON
+    result = run_serve(bundles, ServeConfig(signer=signer, **settings), progress)
     # A server must end even if nobody reads its output any more.
     printed = bool(select([], [sys.stdout], [], 1.0)[1])
     return CommandResult(result, served_text(result), printed=printed)

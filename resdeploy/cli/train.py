@@ -157,10 +157,12 @@ def train(
     default take the value of the recipe. Under torchrun, all processes train one network together.
     """
     from resdeploy.progress import progress_bar
-    from resdeploy.train import trainer
-    from resdeploy.train.defaults import choose_run
-    from resdeploy.train.distributed import is_main_process
-    from resdeploy.train.run.folder import default_folder
+
+    with progress_bar("loading PyTorch", 0):
+        from resdeploy.train import trainer
+        from resdeploy.train.defaults import choose_run
+        from resdeploy.train.distributed import is_main_process
+        from resdeploy.train.run.folder import default_folder
 
     if not is_main_process():  # all processes read the same folders
         for module in ("images", "train.defaults", "train.data"):

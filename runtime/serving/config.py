@@ -62,6 +62,8 @@ class ServeConfig:
     """Additional names that an open server on localhost accepts as Host and Origin."""
     token_file: Path | None = None
     """File with the bearer token. None reads RESDEPLOY_TOKEN; without both, no token is needed."""
+    open_metrics: bool = False
+    """True to answer GET /metrics without the token."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
     signer: Signer | None = None

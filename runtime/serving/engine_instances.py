@@ -25,6 +25,7 @@ from resdeploy.runtime.verification.open_verified import (
     open_verified,
     verified_backends,
 )
+from resdeploy.tables import plural
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +152,13 @@ class EngineFactory:
         self._config = config
         self._golden = bundle.golden()
         cores = available_cores()
-        self._cpu_instances, threads = divide_cores(cores, config.instances, config.threads)
+        self._cpu_instances, threads = divided = divide_cores(
+            cores, config.instances, config.threads
+        )
+        self._reduced = ""
+        if (config.instances or divided[0], config.threads or threads) != divided:
+            runs = f"{plural(divided[0], 'instance')} with {plural(threads, 'thread')} each"
+            self._reduced = f"--instances and --threads exceed the {cores} cores: {runs}"
         self._options = OpenOptions(
             threads=threads, exact=config.exact, measure=True, progress=progress
         )
@@ -189,8 +196,10 @@ class EngineFactory:
         self, candidate: Candidate, backend: Backend, count: int | None = None
     ) -> list[EngineInstance]:
         """Open `count` or the configured number of instances, or fewer if one cannot be opened."""
-        usual = self._cpu_instances if candidate.engine.on_cpu else 1
-        count = count or self._config.instances or usual
+        if candidate.engine.on_cpu and self._reduced:
+            logger.warning("%s", self._reduced)
+        usual = self._cpu_instances if candidate.engine.on_cpu else self._config.instances or 1
+        count = count or usual
         instances: list[EngineInstance] = []
         opened: Backend | None = backend
         while opened is not None:
@@ -208,11 +217,11 @@ class EngineFactory:
 
 
 def divide_cores(cores: int, instances: int | None, threads: int | None) -> tuple[int, int]:
-    """Return the number of CPU instances and the number of threads of each.
+    """Return the number of CPU instances and the threads of each, together at most the cores.
 
     Many instances with one thread each have the highest throughput and suffer least from other
     load, because the threads of one inference wait for each other (benchmarks/serving/__main__.py).
     """
-    if instances is None:
-        instances = max(1, min(MAX_CPU_INSTANCES, cores // (threads or 1)))
-    return instances, threads or max(1, cores // instances)
+    threads = min(threads, cores) if threads else None
+    instances = min(instances or MAX_CPU_INSTANCES, cores // (threads or 1))
+    return instances, threads or cores // instances

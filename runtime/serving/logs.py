@@ -32,7 +32,9 @@ class JsonFormatter(logging.Formatter):
     """A formatter that writes time, level, logger, message, `extra={"fields": ...}`, traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line of JSON without control characters."""
+        """Return the record as one line of JSON without control characters, or a `plain` one."""
+        if getattr(record, "plain", False):
+            return record.getMessage()
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(
                 timespec="milliseconds"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from resdeploy.runtime.serving.batching.interface import BatchRecord
 from resdeploy.runtime.serving.schemas import ModelStats, Stats
+from resdeploy.runtime.serving.triton.statistics import ModelTotals
 
 # Buckets of the histograms, in seconds and in images.
 SECONDS = (
@@ -28,6 +29,7 @@ class Metrics:
     def __init__(self) -> None:
         self.requests = 0
         self.images = 0
+        self.totals: defaultdict[str, ModelTotals] = defaultdict(ModelTotals)
         self._registry = CollectorRegistry()
         self._requests = self._add(
             Counter,
@@ -60,6 +62,7 @@ class Metrics:
 
     def count_batch(self, model: str, record: BatchRecord) -> None:
         self.images += record.images
+        self.totals[model].count_batch(record)
         self._images.labels(model).inc(record.images)
         self._batches.labels(model).observe(record.images)
         self._stages.labels(model, "inference").observe(record.inference_seconds)
@@ -70,6 +73,7 @@ class Metrics:
     def count_decoding(self, model: str, seconds: float) -> None:
         """Record the seconds in which the pictures of one request were decoded."""
         self._stages.labels(model, "decode").observe(seconds)
+        self.totals[model].add("compute_input", seconds)
 
     def count_request(
         self, model: str, endpoint: str, outcome: str, seconds: float, images: int
@@ -77,6 +81,8 @@ class Metrics:
         """Count a request, and include it in the recent statistics if it classified images."""
         self.requests += 1
         self._requests.labels(model, endpoint, outcome).inc()
+        if model:
+            self.totals[model].add("success" if outcome == "ok" else "fail", seconds)
         if images:
             self._recent.append((time.monotonic(), seconds, images))
 

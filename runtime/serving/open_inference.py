@@ -21,15 +21,17 @@ from msgspec import Meta, Raw
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.images.preprocessing import ImageSize, UInt8Array, height_and_width, pixel_count
-from resdeploy.runtime.serving.request_errors import RequestError, TooLarge
+from resdeploy.runtime.serving.request_errors import NotSupported, RequestError, TooLarge
 from resdeploy.runtime.serving.schemas import (
     INPUT_TYPE,
     OUTPUT_TYPE,
     InferRequest,
+    InputParameters,
     InputTensor,
     OutputParameters,
     OutputTensor,
 )
+from resdeploy.runtime.serving.triton.refusals import SHARED_MEMORY
 
 # Parsing this much JSON takes about 0.2 s in a thread. It is 20 images of 224 pixels.
 MAX_JSON_BYTES = 12 << 20
@@ -98,6 +100,7 @@ def parse_request(
         raise RequestError(f"the request is not a JSON document: {error}") from error
     parameters = request.parameters
     requested = request.outputs[0].parameters if request.outputs else OutputParameters()
+    refuse_shared_memory(request.inputs[0].parameters, requested)
     return ParsedRequest(
         images=_images(request.inputs[0], view[length:], size),
         id=request.id,
@@ -121,6 +124,12 @@ def convert(value: object, kind: type[Parameters]) -> Parameters:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise RequestError(f"the request is invalid: {error}") from error
+
+
+def refuse_shared_memory(*tensors: InputParameters | OutputParameters) -> None:
+    """Raise NotSupported if a tensor is to be in shared memory."""
+    if any(parameters.shared_memory_region is not None for parameters in tensors):
+        raise NotSupported(SHARED_MEMORY)
 
 
 def images_from_bytes(

@@ -38,6 +38,13 @@ class NotFound(RequestError):
     grpc = "NOT_FOUND"
 
 
+class NotSupported(RequestError):
+    """The server does not have this extension of the protocol."""
+
+    status = 501
+    grpc = "UNIMPLEMENTED"
+
+
 class RequestTimeout(RequestError):
     """The body did not arrive in time."""
 

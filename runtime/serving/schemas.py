@@ -2,8 +2,9 @@
 
 Sources of the Open Inference Protocol's documents: its REST specification,
 https://github.com/kserve/open-inference-protocol (commit 011728e), and Triton's extensions
-"binary tensor data" and "classification",
-https://github.com/triton-inference-server/server/tree/02c5c95/docs/protocol.
+"binary tensor data", "classification", "model configuration", "statistics" and the index of "model
+repository", https://github.com/triton-inference-server/server/tree/02c5c95/docs/protocol. The list
+of models is that of KServe's server, https://github.com/kserve/kserve (python/kserve).
 """
 
 from __future__ import annotations
@@ -70,8 +71,29 @@ class ModelMetadata(Struct, frozen=True):
     outputs: list[TensorMetadata]
 
 
+class ModelList(Struct, frozen=True):
+    """Names of all models."""
+
+    models: list[str]
+
+
+class RepositoryIndexRequest(Struct, frozen=True):
+    ready: bool = False
+    """True to list only the models that are ready."""
+
+
+class RepositoryEntry(Struct, frozen=True):
+    """State of a model: READY or UNAVAILABLE."""
+
+    name: str
+    version: str
+    state: str
+    reason: str = ""
+
+
 class InputParameters(Struct, frozen=True):
     binary_data_size: Count | None = None
+    shared_memory_region: Any = None
 
 
 class InputTensor(Struct, frozen=True):
@@ -89,6 +111,7 @@ class InputTensor(Struct, frozen=True):
 class OutputParameters(Struct, frozen=True):
     binary_data: bool | None = None
     classification: Count = 0
+    shared_memory_region: Any = None
 
 
 class RequestedOutput(Struct, frozen=True):

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from resdeploy.progress import Advance, Progress
 from resdeploy.runtime.backends.registry import candidates
 from resdeploy.runtime.serving.config import PEM_HINT, ServeConfig
 from resdeploy.runtime.serving.decoder_pool import Decoder
+from resdeploy.runtime.serving.http.first_request import first_requests
 from resdeploy.runtime.serving.http.listener import HttpServer, listen_by_address
 from resdeploy.runtime.serving.http.middleware import RequestMiddleware
 from resdeploy.runtime.serving.http.routes import make_app
@@ -44,6 +46,7 @@ logger = logging.getLogger(__name__)
 # A server that has not ended this long after its grace (--drain-seconds) is ended, whatever its
 # threads wait for: a hung disk, or an engine that never answers.
 END_SECONDS = 5.0
+LOADING_SECONDS = 4.0  # between lines in the log while a model is loaded at the start
 # A reload that takes longer is ended. Building an engine for a GPU takes minutes.
 RELOAD_SECONDS = 900.0
 STOPPED_AT_ONCE = 1  # exit code
@@ -138,6 +141,7 @@ class _Process:
         self._stop, self._started = asyncio.Event(), asyncio.Event()
         server = self._http_server()
         listening = listen_by_address(self._config.host, self._config.port)
+        self._port = listening[0].getsockname()[1]
         self._handle_signals(server)
         serving = asyncio.ensure_future(server.serve(listening))
         loading: asyncio.Future[None] | None = None
@@ -146,7 +150,7 @@ class _Process:
             _log(
                 "listening",
                 host=self._config.host,
-                port=listening[0].getsockname()[1],
+                port=self._port,
                 connections=self._config.connections,
             )
             if self._config.grpc_port is not None:
@@ -247,7 +251,13 @@ class _Process:
         """Load every model; stop the server if one cannot be loaded."""
         try:
             for model in self._models.values():
-                await model.load()
+                loading, start = asyncio.ensure_future(model.load()), time.monotonic()
+                try:
+                    while not (await asyncio.wait({loading}, timeout=LOADING_SECONDS))[0]:
+                        _log("loading", model=model.name, seconds=round(time.monotonic() - start))
+                finally:
+                    loading.cancel()
+                loading.result()
                 _log_serving(model)
         except Exception as error:
             self._failure = error
@@ -256,6 +266,9 @@ class _Process:
         exempt_from_collection()
         self._started.set()
         notify_systemd("READY=1")
+        if sys.stderr.isatty():
+            text = first_requests(self._config, self._port, needs_token=self._token is not None)
+            logger.info("%s", text, extra={"plain": True})
 
     async def _load_changed(self) -> None:
         await self._started.wait()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from msgspec.structs import replace
 
 from resdeploy import __version__
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.images.preprocessing import height_and_width
-from resdeploy.runtime.serving.batching.interface import Answer
+from resdeploy.runtime.backends.registry import ENGINES
+from resdeploy.runtime.serving.batching.interface import Answer, Instance
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.decoder_pool import Decoder
 from resdeploy.runtime.serving.metrics import Metrics
@@ -23,6 +25,7 @@ from resdeploy.runtime.serving.schemas import (
     OUTPUT_TYPE,
     ModelMetadata,
     ModelStats,
+    RepositoryEntry,
     ServerMetadata,
     Stats,
     TensorMetadata,
@@ -31,6 +34,7 @@ from resdeploy.runtime.serving.served_model import LoadedBundle, ServedModel
 
 VERSION = "1"
 """Version of every model: a changed bundle replaces the previous one under the same version."""
+MAX_NAMES = 20  # that the error for an unknown model lists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +97,15 @@ class Service:
         """
         model = self.models.get(name) if name else next(iter(self.models.values()))
         if model is None:
-            raise NotFound("there is no such model")
+            raise NotFound(f"there is no such model; this server has {self._names()}")
         if version not in ("", VERSION):
-            raise NotFound("there is no such version of the model")
+            raise NotFound(f"there is no such version of the model; it has version {VERSION}")
         return model
+
+    def _names(self) -> str:
+        names = list(self.models)
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        return ", ".join(names[:MAX_NAMES]) + more
 
     def check_capacity(self, model: ServedModel, network: str, *, decode: bool = False) -> None:
         """Raise an error if a request of `network` would be rejected now; called before its body.
@@ -146,7 +155,10 @@ class Service:
 
     def server_metadata(self) -> ServerMetadata:
         """Return the protocol's description of the server."""
-        extensions = ["binary_tensor_data", "classification", "parameters"]
+        extensions = [
+            "binary_tensor_data", "classification", "model_configuration", "parameters",
+            "statistics",
+        ]  # fmt: skip
         return ServerMetadata(name="resdeploy", version=__version__, extensions=extensions)
 
     def model_metadata(self, model: ServedModel) -> ModelMetadata:
@@ -155,16 +167,68 @@ class Service:
         Raises:
             Unavailable: The model is not loaded yet.
         """
-        if model.active_instance is None:
-            raise Unavailable("the model is not ready")
-        loaded = model.loaded_bundle()
-        shape, classes = [-1, *height_and_width(loaded.image_size), 3], len(loaded.labels)
-        images = TensorMetadata(name=INPUT_NAME, datatype=INPUT_TYPE, shape=shape)
-        logits = TensorMetadata(name=OUTPUT_NAME, datatype=OUTPUT_TYPE, shape=[-1, classes])
+        instance, images, logits, _ = _description(model)
         return ModelMetadata(
             name=model.name,
             versions=[VERSION],
-            platform=model.active_instance.backend,
-            inputs=[images],
-            outputs=[logits],
+            platform=instance.backend,
+            inputs=[TensorMetadata(name=INPUT_NAME, datatype=INPUT_TYPE, shape=[-1, *images])],
+            outputs=[TensorMetadata(name=OUTPUT_NAME, datatype=OUTPUT_TYPE, shape=[-1, *logits])],
         )
+
+    def model_config(self, model: ServedModel) -> dict[str, Any]:
+        """Return Triton's description of how a model is served.
+
+        Raises:
+            Unavailable: The model is not loaded yet.
+        """
+        instance, images, logits, count = _description(model)
+        on_cpu = any(engine.on_cpu for engine in ENGINES if engine.name == instance.backend)
+        return {
+            "name": model.name,
+            "platform": instance.backend,
+            "backend": instance.backend,
+            "max_batch_size": self.config.queue,  # of a request
+            "input": [{"name": INPUT_NAME, "data_type": f"TYPE_{INPUT_TYPE}", "dims": images}],
+            "output": [{"name": OUTPUT_NAME, "data_type": f"TYPE_{OUTPUT_TYPE}", "dims": logits}],
+            "instance_group": [{"kind": "KIND_CPU" if on_cpu else "KIND_GPU", "count": count}],
+            "dynamic_batching": {
+                "preferred_batch_size": [instance.times.best_batch],
+                "max_queue_delay_microseconds": round(1000 * self.config.max_delay_ms),
+            },
+            "parameters": {"artifact": {"string_value": instance.artifact}},
+        }
+
+    def model_statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
+        """Return Triton's statistics of one model, or of all models if the name is empty.
+
+        Raises:
+            NotFound: The model or version does not exist.
+        """
+        names = [self.model(name, version).name] if name else self.models
+        totals = self.metrics.totals
+        return {"model_stats": [totals[name].statistics(name, VERSION) for name in names]}
+
+    def repository_index(self, *, ready: bool = False) -> list[RepositoryEntry]:
+        """Return the state of all models, or of those that are `ready`."""
+        states = [
+            (name, self.readiness.is_model_ready(model)) for name, model in self.models.items()
+        ]
+        return [
+            RepositoryEntry(name, VERSION, "READY" if is_ready else "UNAVAILABLE")
+            for name, is_ready in states
+            if is_ready or not ready
+        ]
+
+
+def _description(model: ServedModel) -> tuple[Instance, list[int], list[int], int]:
+    """Return an instance, the shapes of an image and of its logits, and the number of instances.
+
+    Raises:
+        Unavailable: The model is not loaded yet.
+    """
+    if (instance := model.active_instance) is None:
+        raise Unavailable("the model is not ready")
+    loaded = model.loaded_bundle()
+    images, logits = [*height_and_width(loaded.image_size), 3], [len(loaded.labels)]
+    return instance, images, logits, len(loaded.batcher.instances)

@@ -25,7 +25,7 @@ def model_names(bundles: Sequence[Path]) -> dict[str, Path]:
     names: dict[str, Path] = {}
     for path in bundles:
         name = path.resolve().name.removesuffix(".bundle")
-        if not MODEL_NAME.fullmatch(name):
+        if name == "stats" or not MODEL_NAME.fullmatch(name):  # /v2/models/stats is Triton's path
             raise ServeError(
                 f"the folder name of {path} cannot be part of a URL",
                 "rename the folder with letters, digits and . _ -",

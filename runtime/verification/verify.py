@@ -159,7 +159,8 @@ def _verify_data(
             stack.enter_context(closing(candidate.open(bundle, options))) for candidate in pairs
         ]
         golden = bundle.golden()
-        checks = [check_golden(b, c.artifact, golden) for b, c in zip(opened, pairs)]
+        with options.progress("checking the engines", 0):
+            checks = [check_golden(b, c.artifact, golden) for b, c in zip(opened, pairs)]
         logits, labels, used = _run_all(bundle, opened, images, options.progress)
     if checks[0].passed:  # else the predictions are wrong, whatever the labels are
         refuse_wrong_labels(labels, logits[0].argmax(axis=1), images.classes, data)

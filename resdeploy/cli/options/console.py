@@ -21,6 +21,7 @@ from resdeploy.bundle.manifest import ExportWarning
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.errors import ResdeployError, missing_dependency, one_line_reason, remedy_for
 from resdeploy.json_documents import jsonable, to_text
+from resdeploy.progress import progress_bar, silent
 from resdeploy.readable_text import readable, readable_texts
 
 if TYPE_CHECKING:
@@ -104,15 +105,22 @@ class Failure:
     schema: str = "resdeploy.error/1"
 
 
-def command(function: Callable[..., CommandResult]) -> click.Command:
-    """Return a command with `--json` and `--debug` that prints its result or a one-line error."""
+def command(
+    function: Callable[..., CommandResult], *, shows_progress: bool = True
+) -> click.Command:
+    """Return a command with `--json` and `--debug` that prints its result or a one-line error.
+
+    While the function works, stderr shows its progress; `shows_progress` is False for a server.
+    """
+    show = progress_bar if shows_progress else silent
 
     @click.command()
     @functools.wraps(function)
     def run_command(*, as_json: bool, debug: bool, **arguments: Any) -> None:
         logged = _log_to_stderr(debug=debug)
         try:
-            result = function(**arguments)
+            with show(function.__name__, 0):
+                result = function(**arguments)
         except click.ClickException:
             raise
         except Exception as error:
@@ -221,7 +229,7 @@ def _failure(error: Exception) -> Failure:
 
 def _log_to_stderr(*, debug: bool) -> list[ExportWarning]:
     """Print log messages on stderr; return a list to which the first warnings are added."""
-    handler, logged = logging.StreamHandler(), list[ExportWarning]()
+    handler, logged = _StderrHandler(), list[ExportWarning]()
     handler.setFormatter(_Formatter())
 
     def keep(record: logging.LogRecord) -> bool:
@@ -235,6 +243,14 @@ def _log_to_stderr(*, debug: bool) -> list[ExportWarning]:
     logger.handlers[:] = [handler]
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
     return logged
+
+
+class _StderrHandler(logging.StreamHandler[Any]):
+    """A handler for the present `sys.stderr`: while bars are drawn, lines appear above them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class _Formatter(logging.Formatter):

@@ -39,12 +39,19 @@ from resdeploy.runtime.serving.open_inference import (
     encode_output,
     images_from_bytes,
     images_from_values,
+    refuse_shared_memory,
 )
-from resdeploy.runtime.serving.request_errors import RequestError
+from resdeploy.runtime.serving.request_errors import NotSupported, RequestError
 from resdeploy.runtime.serving.request_log import RequestRecord
-from resdeploy.runtime.serving.schemas import MAX_ID_LENGTH, OutputParameters, RequestParameters
+from resdeploy.runtime.serving.schemas import (
+    MAX_ID_LENGTH,
+    InputParameters,
+    OutputParameters,
+    RequestParameters,
+)
 from resdeploy.runtime.serving.served_model import ServedModel
 from resdeploy.runtime.serving.service import VERSION, Service
+from resdeploy.runtime.serving.triton.refusals import REFUSED_METHODS
 
 PUBLIC_METHODS = ("ServerLive", "ServerReady")  # their messages are empty, and never read
 STREAMS = 128  # concurrent calls of one connection, as RFC 9113 recommends at least 100
@@ -70,6 +77,10 @@ class InferenceService:
                     partial(self._answer, name, kind), None, kind.response.SerializeToString
                 )
                 for name, kind in load_methods().items()
+            }
+            | {
+                name: grpc.stream_unary_rpc_method_handler(partial(self._refuse, name, reason))
+                for name, reason in REFUSED_METHODS.items()
             },
         )
         ready = service.readiness
@@ -79,6 +90,15 @@ class InferenceService:
             "ServerMetadata": lambda _: service.server_metadata(),
             "ModelReady": lambda request: {"ready": ready.is_model_ready(_model(service, request))},
             "ModelMetadata": lambda request: service.model_metadata(_model(service, request)),
+            "ModelConfig": lambda request: {
+                "config": service.model_config(_model(service, request))
+            },
+            "ModelStatistics": lambda request: service.model_statistics(
+                request.name, request.version
+            ),
+            "RepositoryIndex": lambda request: {
+                "models": service.repository_index(ready=request.ready)
+            },
         }
 
     async def _answer(self, name: str, method: Method, messages: Any, context: Any) -> Any:
@@ -95,6 +115,10 @@ class InferenceService:
                 return answer
             fields = self._answers[name](parse_small(method.request, data))
             return method.response(**msgspec.to_builtins(fields))
+
+    async def _refuse(self, name: str, reason: str, messages: Any, context: Any) -> None:
+        async with self._guard.call(name, context):
+            raise NotSupported(reason)
 
     async def _infer(
         self, method: Method, data: bytes, context: Any, record: RequestRecord
@@ -143,6 +167,9 @@ def parse_call(
     parameters = convert(_parameters(request.parameters), RequestParameters)
     requested = _parameters(request.outputs[0].parameters) if request.outputs else {}
     output = convert(requested, OutputParameters)
+    refuse_shared_memory(
+        convert(_parameters(request.inputs[0].parameters), InputParameters), output
+    )
     if len(request.id) > MAX_ID_LENGTH:
         raise RequestError(f"the id has {len(request.id)} characters; {MAX_ID_LENGTH} are allowed")
     return ParsedRequest(

@@ -48,7 +48,8 @@ class HealthService:
             name = await self._read_name(context) if self._guard.is_authorized(context) else ""
             status = self._status(name)
             if status == Status.SERVICE_UNKNOWN:
-                raise NotFound("there is no such service or model")
+                names = ", ".join(SERVICES[:1] + tuple(self._service.models))
+                raise NotFound(f"there is no such service or model; this server has {names}")
             return Status(status=status)
 
     async def _watch(self, messages: Any, context: Any) -> AsyncIterator[Any]:

@@ -36,8 +36,9 @@ from resdeploy.runtime.serving.service import Service
 
 logger = logging.getLogger(__name__)
 
-# Health probes and the static web page need no token.
-PUBLIC_PATHS = frozenset({"/", "/healthz", "/v2/health/live", "/v2/health/ready"})
+# Health probes and the static web pages need no token.
+PUBLIC_PATHS = frozenset({"/", "/docs", "/healthz", "/v2/health/live", "/v2/health/ready"})
+UNKNOWN_PATH = "there is no such path; /docs describes those that exist"
 COMMON_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 
 
@@ -84,7 +85,8 @@ class RequestMiddleware:
             if scope["path"] not in PUBLIC_PATHS:
                 if self._allowed_hosts is not None:
                     check_host(headers, self._allowed_hosts)
-                await self._check_token(headers.get(b"authorization"), record.client)
+                if not (scope["path"] == "/metrics" and self._service.config.open_metrics):
+                    await self._check_token(headers.get(b"authorization"), record.client)
                 if self._over_capacity():
                     raise QueueFull("too many connections")
             await self._app(scope, receive, send_with_headers)
@@ -96,7 +98,8 @@ class RequestMiddleware:
             await response(scope, receive, send_with_headers)
         except HTTPException as error:  # from Starlette's router: unknown path or method
             record.outcome = RequestError.outcome
-            response = _error_response(error.status_code, error.detail.lower(), error.headers)
+            reason = UNKNOWN_PATH if error.status_code == 404 else error.detail.lower()
+            response = _error_response(error.status_code, reason, error.headers)
             await response(scope, receive, send_with_headers)
         except Exception:
             logger.exception("a request failed", extra={"fields": {"request_id": record.id}})

@@ -16,10 +16,25 @@ from resdeploy.runtime.serving import schemas
 DOCUMENTS = (
     schemas.Error, schemas.Live, schemas.Ready, schemas.ModelReady, schemas.ServerMetadata,
     schemas.ModelMetadata, schemas.InferRequest, schemas.InferResponse, schemas.Classification,
-    schemas.Stats,
+    schemas.Stats, schemas.ModelList, schemas.RepositoryEntry, schemas.RepositoryIndexRequest,
 )  # fmt: skip
 MODEL = "/v2/models/{model}"
 VERSIONED_MODEL = MODEL + "/versions/{version}"
+INDEX = "/v2/repository/index"
+# Paths that answer GET with one document: identifier and summary of the operation, and the type;
+# Triton's documentation describes the documents without one.
+ONE_DOCUMENT = {
+    "/healthz": ("health", "Liveness of the process.", "Live"),
+    "/v2/health/live": ("live", "Liveness of the server.", "Live"),
+    "/v2/health/ready": ("ready", "Readiness of all models.", "Ready"),
+    "/v1/stats": ("stats", "Statistics of the last seconds.", "Stats"),
+    "/v2": ("server", "Metadata of the server.", "ServerMetadata"),
+    "/v2/models": ("models", "Names of all models.", "ModelList"),
+    "/v2/models/stats": ("statistics", "Totals of all models.", ""),
+    MODEL: ("model", "Inputs and outputs of a model.", "ModelMetadata"),
+    f"{MODEL}/config": ("model_config", "Configuration of a model.", ""),
+    f"{MODEL}/stats": ("model_statistics", "Totals of a model.", ""),
+}
 
 
 def openapi_document(models: Sequence[str]) -> dict[str, Any]:
@@ -30,11 +45,54 @@ def openapi_document(models: Sequence[str]) -> dict[str, Any]:
         DOCUMENTS, ref_template="#/components/schemas/{name}"
     )
     document["components"]["parameters"]["Model"]["schema"]["enum"] = list(models)
+    for path, (identifier, summary, kind) in ONE_DOCUMENT.items():
+        schema = _reference("schemas", kind) if kind else {"type": "object"}
+        document["paths"][path] = _item(path, identifier, summary, schema)
+    entries = {"type": "array", "items": _reference("schemas", "RepositoryEntry")}
+    index = _item(INDEX, "repository_index", "State of all models.", entries)
+    wanted = _content(_reference("schemas", "RepositoryIndexRequest"))
+    index["post"] = {
+        **index["get"], "operationId": "repository_index_request", "requestBody": wanted,
+        "responses": dict(index["get"]["responses"]),
+    }  # fmt: skip
+    document["paths"][INDEX] = index
+    for path in (INDEX, "/v1/classify", f"{MODEL}/infer"):
+        for status in ("400", "404", "408", "413", "415"):
+            error = _reference("responses", "Error")
+            document["paths"][path]["post"]["responses"][status] = error
     # The same operations with a version in their path; operation identifiers must be unique.
-    for path in ("", "/ready", "/infer"):
+    for path in ("", "/config", "/infer", "/ready", "/stats"):
         item = dict(document["paths"][MODEL + path])
         parameters = [*item.pop("parameters"), {"$ref": "#/components/parameters/Version"}]
         ((method, operation),) = item.items()
         operation = {**operation, "operationId": f"{operation['operationId']}_version"}
         document["paths"][VERSIONED_MODEL + path] = {"parameters": parameters, method: operation}
     return document
+
+
+def _item(path: str, identifier: str, summary: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of a path that answers GET with a document."""
+    answer = {"description": summary, **_content(schema)}
+    if path.startswith(("/healthz", "/v2/health")):  # without a token, and at any time
+        operation = {"operationId": identifier, "summary": summary, "security": []}
+        responses = dict.fromkeys(("200", "503") if identifier == "ready" else ("200",), answer)
+        return {"get": {**operation, "responses": responses}}
+    responses = {
+        "200": answer,
+        "401": _reference("responses", "Unauthorized"),
+        "503": _reference("responses", "Unavailable"),
+    }
+    item: dict[str, Any] = {}
+    if path.startswith(MODEL):
+        item["parameters"] = [_reference("parameters", "Model")]
+        responses["404"] = _reference("responses", "Error")
+    item["get"] = {"operationId": identifier, "summary": summary, "responses": responses}
+    return item
+
+
+def _content(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": schema}}}
+
+
+def _reference(kind: str, name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/{kind}/{name}"}

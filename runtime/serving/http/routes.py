@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -34,12 +35,14 @@ from resdeploy.runtime.serving.http.body import (
     read_body,
 )
 from resdeploy.runtime.serving.http.connection_table import client_network
+from resdeploy.runtime.serving.http.docs_page import docs_page
 from resdeploy.runtime.serving.http.openapi import MODEL, VERSIONED_MODEL, openapi_document
 from resdeploy.runtime.serving.http.uploads import Upload, read_uploads
 from resdeploy.runtime.serving.interruptible import interruptible
 from resdeploy.runtime.serving.open_inference import ParsedRequest, encode_output, parse_request
 from resdeploy.runtime.serving.request_errors import (
     DeadlineExceeded,
+    NotSupported,
     QueueFull,
     RequestError,
     UnsupportedMediaType,
@@ -49,12 +52,15 @@ from resdeploy.runtime.serving.schemas import (
     Classification,
     InferResponse,
     Live,
+    ModelList,
     ModelReady,
     PictureClasses,
     Ready,
+    RepositoryIndexRequest,
     StageMilliseconds,
 )
 from resdeploy.runtime.serving.service import VERSION, InferenceResult, Service
+from resdeploy.runtime.serving.triton.refusals import REFUSED_PATHS
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 MAX_CLASSES = 1000
@@ -64,6 +70,7 @@ MAX_INLINE_BYTES = 256 << 10
 # In JSON. An answer of 64 pictures with 1000 classes each is 6 MB and takes 0.1 s or more.
 BYTES_PER_LOGIT, BYTES_PER_CLASS = 20, 100
 MAX_QUERY_BYTES = 1024  # 32 KiB of parameters would take 50 ms or more
+MAX_INDEX_BYTES = 1024  # of a request for the index, which has one field
 MAX_CONVERSIONS = 32  # that run or wait; one of the largest JSON document takes about 0.3 s
 
 Result = TypeVar("Result")
@@ -75,6 +82,7 @@ def make_app(service: Service) -> ASGIApp:
     paths: dict[str, tuple[str, Callable[[Request], Coroutine[Any, Any, Response]]]] = {
         "/v1/classify": ("POST", api.classify),  # the router tries them in order
         "/": ("GET", api.page),
+        "/docs": ("GET", api.docs),
         "/healthz": ("GET", api.live),
         "/metrics": ("GET", api.metrics),
         "/openapi.json": ("GET", api.openapi),
@@ -82,12 +90,21 @@ def make_app(service: Service) -> ASGIApp:
         "/v2": ("GET", api.server_metadata),
         "/v2/health/live": ("GET", api.live),
         "/v2/health/ready": ("GET", api.ready),
+        "/v2/models": ("GET", api.models),
+        "/v2/models/stats": ("GET", api.model_statistics),
+        "/v2/repository/index": ("GET POST", api.repository_index),
     }
     for prefix in (MODEL, VERSIONED_MODEL):
         paths[prefix] = ("GET", api.model_metadata)
-        paths[prefix + "/ready"] = ("GET", api.model_ready)
+        paths[prefix + "/config"] = ("GET", api.model_config)
         paths[prefix + "/infer"] = ("POST", api.infer)
-    routes = [Route(path, call, methods=[method]) for path, (method, call) in paths.items()]
+        paths[prefix + "/ready"] = ("GET", api.model_ready)
+        paths[prefix + "/stats"] = ("GET", api.model_statistics)
+    routes = [Route(path, call, methods=method.split()) for path, (method, call) in paths.items()]
+    routes += [
+        Route(path, _refusal(reason), methods=["GET", "POST"])
+        for path, reason in REFUSED_PATHS.items()
+    ]
     router = Router(routes, redirect_slashes=False)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,6 +114,7 @@ def make_app(service: Service) -> ASGIApp:
     return app
 
 
+@lru_cache(maxsize=2)
 def page_policy(page: bytes) -> str:
     """Return the policy that lets the page run its own script and style and use this server only.
 
@@ -123,12 +141,8 @@ class _Api:
         self._converter = ThreadPoolExecutor(1, thread_name_prefix="convert")
         self._conversions = 0
         self._page = files("resdeploy.runtime.serving.http").joinpath("page.html").read_bytes()
-        self._page_headers = {
-            "content-security-policy": page_policy(self._page),
-            "permissions-policy": "camera=(self)",
-            "referrer-policy": "no-referrer",
-        }
         self._openapi = msgspec.json.encode(openapi_document(list(service.models)))
+        self._docs = docs_page(openapi_document([]))  # public, so it names no model
 
     async def live(self, request: Request) -> Response:
         return _json_response(Live(live=True))
@@ -148,6 +162,27 @@ class _Api:
         model = self._service.model(**_model_and_version(request))
         ready = self._service.readiness.is_model_ready(model)
         return _json_response(ModelReady(name=model.name, ready=ready), 200 if ready else 503)
+
+    async def model_config(self, request: Request) -> Response:
+        model = self._service.model(**_model_and_version(request))
+        return _json_response(self._service.model_config(model))
+
+    async def model_statistics(self, request: Request) -> Response:
+        return _json_response(self._service.model_statistics(**_model_and_version(request)))
+
+    async def models(self, request: Request) -> Response:
+        return _json_response(ModelList(list(self._service.models)))
+
+    async def repository_index(self, request: Request) -> Response:
+        network = client_network(request.scope["record"].client)
+        with self._budget.reservation(network) as reserve:
+            seconds = self._config.body_seconds
+            body = await read_body(request, reserve, MAX_INDEX_BYTES, seconds)
+        try:
+            wanted = msgspec.json.decode(bytes(body) or b"{}", type=RepositoryIndexRequest)
+        except ValueError as error:
+            raise RequestError(f"the request is invalid: {error}") from error
+        return _json_response(self._service.repository_index(ready=wanted.ready))
 
     async def infer(self, request: Request) -> Response:
         deadline = self._deadline(request)
@@ -213,7 +248,10 @@ class _Api:
         return Response(self._openapi, media_type="application/json")
 
     async def page(self, request: Request) -> Response:
-        return Response(self._page, headers=self._page_headers, media_type="text/html")
+        return _page_response(self._page)
+
+    async def docs(self, request: Request) -> Response:
+        return _page_response(self._docs)
 
     async def _read_body(self, request: Request, reservation: Reservation) -> Body:
         max_bytes, seconds = self._config.max_body, self._config.body_seconds
@@ -279,9 +317,25 @@ def _json_response(document: object, status: int = 200) -> Response:
     return Response(msgspec.json.encode(document), status, media_type="application/json")
 
 
+def _page_response(page: bytes) -> Response:
+    headers = {
+        "content-security-policy": page_policy(page),
+        "permissions-policy": "camera=(self)",
+        "referrer-policy": "no-referrer",
+    }
+    return Response(page, headers=headers, media_type="text/html")
+
+
 def _model_and_version(request: Request) -> dict[str, str]:
     path = request.path_params
-    return {"name": path["model"], "version": path.get("version", "")}
+    return {"name": path.get("model", ""), "version": path.get("version", "")}
+
+
+def _refusal(reason: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    async def refuse(request: Request) -> Response:
+        raise NotSupported(reason)
+
+    return refuse
 
 
 def _update_record(request: Request, endpoint: str, model: str) -> RequestRecord:

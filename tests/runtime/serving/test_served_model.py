@@ -505,10 +505,12 @@ def test_a_single_part_of_matching_size_is_not_copied() -> None:
         (1, None, None, (1, 1)),
         (16, None, None, (4, 4)),
         (8, None, 4, (2, 4)),
-        (2, None, 4, (1, 4)),
+        (2, None, 4, (1, 2)),
         (8, 1, None, (1, 8)),
-        (2, 4, None, (4, 1)),
-        (8, 3, 5, (3, 5)),
+        (2, 4, None, (2, 1)),
+        (8, 3, 5, (1, 5)),
+        (8, 4, 2, (4, 2)),
+        (2, 3, 9, (1, 2)),
     ],
 )
 def test_cores_are_divided_among_instances(

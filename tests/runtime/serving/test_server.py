@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.machine.device import available_cores
 from resdeploy.runtime.serving.http.connection import SHUTDOWN_SECONDS
 from resdeploy.runtime.serving.server import exempt_from_collection
 from tests.samples import SIZE
@@ -111,9 +112,22 @@ def test_a_server_stopped_under_load_answers_all_accepted_requests(
         assert server.log[-1]["message"] == "stopped"
 
 
+QUICK = (
+    "from resdeploy.runtime.serving import server; server.LOADING_SECONDS = 0.001; "
+    "from resdeploy.cli.main import main; main()"
+)
+
+
 def test_the_server_repeats_the_warnings_of_its_bundle(doubtful_bundle: Bundle) -> None:
-    with ServerProcess(doubtful_bundle.path, "--threads", 1) as server:
+    excess = ("--threads", 1, "--instances", 64)
+    with ServerProcess(doubtful_bundle.path, *excess, terminal=True, code=QUICK) as server:
         server.until_ready()
+        assert server.wait_for("loading")["model"] == "doubtful"  # every few seconds
+        line = server.wait_for(lambda line: "exceed" in line["message"])
+        assert f"exceed the {available_cores()} cores" in line["message"]
+        # On a terminal, the log tells how to begin.
+        server.wait_for(lambda line: f":{server.port}/docs describes" in line["message"])
+        server.wait_for(lambda line: line["message"].startswith("curl -F image=@PICTURE http"))
         line = server.wait_for("int8 deviates from FP32: agreement 90.6 %, limit 98 %")
         assert (line["level"], line["model"]) == ("warning", "doubtful")
         assert line["hint"] == "calibrate on more images"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -14,12 +15,14 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from resdeploy import progress
 from resdeploy.bundle.manifest import ExportWarning
 from resdeploy.cli.options.console import CommandResult, ExitCode, ReadableGroup, command
 from resdeploy.errors import DataError
 from resdeploy.json_documents import jsonable
 from resdeploy.tables import table
 from tests.results import read_document
+from tests.serving_process import PATIENCE
 
 
 class Colour(str, Enum):
@@ -71,6 +74,27 @@ def test_the_document_holds_the_warnings_of_the_bundle_and_of_the_log() -> None:
     ]  # fmt: skip
     assert answer.stderr == "warning: skipping a\n"
     assert run(function).stdout == "warning: m\n  hint: h\ntext\n"
+
+
+def test_long_work_is_reported_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "START_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    written, write = threading.Event(), progress._write_line
+
+    def record(text: str) -> None:
+        write(text)
+        written.set()
+
+    monkeypatch.setattr(progress, "_write_line", record)
+
+    def function() -> CommandResult:
+        assert written.wait(PATIENCE)
+        return CommandResult(RESULT, "")
+
+    answer = run(function, "--json")
+    assert json.loads(answer.stdout)["colour"] == "red"
+    first, *_ = answer.stderr.splitlines()
+    assert first == "function: working for 0 s"
 
 
 def test_names_reach_the_terminal_without_control_characters() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -14,8 +16,9 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.machine.device import available_cores
 from resdeploy.runtime import load
-from resdeploy.runtime.serving.grpc.messages import load_methods
+from resdeploy.runtime.serving.grpc.messages import SERVICE, load_methods, load_pool
 from tests.samples import CLASSES, SIZE
 from tests.serving_process import PATIENCE, ServerProcess
 
@@ -112,12 +115,139 @@ def test_concurrent_requests(client: Any, kind: str, tiny_bundle: Bundle) -> Non
 
 ZEROS = np.zeros((1, SIZE, SIZE, 3), np.uint8)
 
+# Triton's extensions
+
+
+def as_json(kind: str) -> dict[str, bool]:
+    return {} if kind == "http" else {"as_json": True}
+
+
+def test_the_configuration_is_what_serves(client: Any, kind: str) -> None:
+    config = client.get_model_config("tiny", **as_json(kind))
+    config = config if kind == "http" else config["config"]
+    assert client.get_model_config("tiny", "1", **as_json(kind))
+    assert config["max_batch_size"] == 256
+    (images,), (logits,) = config["input"], config["output"]
+    assert (images["name"], images["data_type"]) == ("images", "TYPE_UINT8")
+    assert [int(size) for size in images["dims"]] == [SIZE, SIZE, 3]
+    assert (logits["name"], logits["data_type"]) == ("logits", "TYPE_FP32")
+    assert [int(size) for size in logits["dims"]] == [3]
+    (group,) = config["instance_group"]
+    assert group["kind"] == "KIND_CPU"
+    assert 1 <= group["count"] <= available_cores()
+    assert int(config["dynamic_batching"]["max_queue_delay_microseconds"]) == 2000
+    assert config["parameters"]["artifact"]["string_value"] == "int8-cpu"
+
+
+def test_the_statistics_count_requests_images_and_batches(client: Any, kind: str) -> None:
+    def totals(*arguments: str) -> dict[str, Any]:
+        (entry,) = client.get_inference_statistics(*arguments, **as_json(kind))["model_stats"]
+        assert (entry["name"], entry["version"]) == ("tiny", "1")
+        stats = entry["inference_stats"]
+        counted = {
+            name: (int(stats[name].get("count", 0)), int(stats[name].get("ns", 0)))
+            for name in ("success", "fail", "queue", "compute_infer")
+        }
+        sizes = {int(size["batch_size"]): size["compute_infer"] for size in entry["batch_stats"]}
+        images = int(entry.get("inference_count", 0))
+        assert images == sum(size * int(time["count"]) for size, time in sizes.items())
+        return {**counted, "images": images, "last": int(entry.get("last_inference", 0))}
+
+    before = totals()
+    start = time.time_ns()
+    client.infer("tiny", [make_input(kind, np.zeros((2, SIZE, SIZE, 3), np.uint8))])
+    with pytest.raises(InferenceServerException):
+        client.infer("tiny", [make_input(kind, ZEROS)], timeout=1)
+    elapsed = time.time_ns() - start
+    after = totals("tiny", "1")
+    assert after["images"] == before["images"] + 2
+    assert after["last"] >= start // 1_000_000
+    for name, count in {"success": 1, "fail": 1, "compute_infer": 1, "queue": 1}.items():
+        assert after[name][0] == before[name][0] + count, name
+        assert 0 < after[name][1] - before[name][1] < elapsed, name
+
+
+def test_the_index_lists_all_models(client: Any, kind: str) -> None:
+    index = client.get_model_repository_index(**as_json(kind))
+    (entry,) = index if kind == "http" else index["models"]
+    assert (entry["name"], entry["version"], entry["state"]) == ("tiny", "1", "READY")
+
+
+REFUSED = {
+    "load_model": ("tiny",),
+    "unload_model": ("tiny",),
+    "update_trace_settings": (),
+    "get_trace_settings": ("tiny",),
+    "update_log_settings": ({},),
+    "get_log_settings": (),
+    "get_system_shared_memory_status": (),
+    "register_system_shared_memory": ("name", "/key", 1),
+    "unregister_system_shared_memory": (),
+    "get_cuda_shared_memory_status": ("name",),
+    "register_cuda_shared_memory": ("name", b"aGFuZGxl", 0, 1),
+    "unregister_cuda_shared_memory": ("name",),
+}
+ANSWERED = {
+    "is_server_live", "is_server_ready", "is_model_ready", "get_server_metadata",
+    "get_model_metadata", "get_model_config", "get_inference_statistics",
+    "get_model_repository_index", "infer", "async_infer",
+}  # fmt: skip
+NOT_SENT = {
+    "close", "plugin", "register_plugin", "unregister_plugin", "generate_request_body",
+    "parse_response_body", "stop_stream", "start_stream", "async_stream_infer",
+}  # fmt: skip
+
+
+def test_the_rest_of_the_client_is_refused_with_a_reason(client: Any, kind: str) -> None:
+    methods = {name for name in dir(client) if not name.startswith("_")}
+    assert methods - NOT_SENT == ANSWERED | set(REFUSED)
+    for name, arguments in REFUSED.items():
+        with pytest.raises(
+            InferenceServerException, match=r"not supported|server starts"
+        ) as caught:
+            getattr(client, name)(*arguments)
+        assert caught.value.status() in ("501", "StatusCode.UNIMPLEMENTED"), name
+
+
+def test_a_stream_is_refused_with_a_reason(server: ServerProcess) -> None:
+    answers: queue.Queue[Any] = queue.Queue()
+    with KINDS["grpc"].InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        client.start_stream(lambda result, error: answers.put(error))
+        with suppress(InferenceServerException):  # the refusal may have arrived before
+            client.async_stream_infer("tiny", [make_input("grpc", ZEROS)])
+        assert "call ModelInfer for each request" in str(answers.get(timeout=PATIENCE))
+
+
+def test_shared_memory_is_refused(client: Any, kind: str) -> None:
+    shared = KINDS[kind].InferInput("images", ZEROS.shape, "UINT8")
+    shared.set_shared_memory("region", ZEROS.nbytes)
+    output = KINDS[kind].InferRequestedOutput("logits")
+    output.set_shared_memory("region", 12)
+    for tensor, outputs in ((shared, None), (make_input(kind, ZEROS), [output])):
+        with pytest.raises(InferenceServerException, match="shared memory is not supported"):
+            client.infer("tiny", [tensor], outputs=outputs)
+
+
+def test_our_messages_are_those_of_the_client() -> None:
+    from tritonclient.grpc import model_config_pb2, service_pb2
+
+    theirs: dict[str, Any] = {
+        **service_pb2.DESCRIPTOR.message_types_by_name,
+        **model_config_pb2.DESCRIPTOR.message_types_by_name,
+    }
+    ours = load_pool().FindServiceByName(SERVICE).file.message_types_by_name
+    assert len(ours) >= 30
+    for name, message in ours.items():
+        for field in message.fields:
+            other = theirs[name].fields_by_name[field.name]
+            assert (field.number, field.type) == (other.number, other.type), field.full_name
+
 
 @pytest.mark.parametrize(
     ("images", "datatype", "model", "version", "message"),
     [
-        (ZEROS, "UINT8", "none", "", "no such model"),
-        (ZEROS, "UINT8", "tiny", "7", "no such version"),
+        (ZEROS, "UINT8", "none", "", "no such model; this server has tiny"),
+        (ZEROS, "UINT8", "tiny", "7", "no such version of the model; it has version 1"),
         (ZEROS.astype(np.float32), "FP32", "tiny", "", "another datatype than UINT8"),
         (ZEROS[:, 1:], "UINT8", "tiny", "", "has shape"),
         (np.zeros((300, SIZE, SIZE, 3), np.uint8), "UINT8", "tiny", "", "256 are allowed"),

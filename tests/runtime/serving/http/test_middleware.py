@@ -414,8 +414,20 @@ def test_a_token_is_required(header: str | None, status: int) -> None:
             assert reply.status == (401 if status == 401 else 404)
             if status == 401:
                 assert reply.headers["www-authenticate"] == "Bearer"
-            for path in ("/", "/healthz", "/v2/health/live", "/v2/health/ready"):
+            for path in ("/", "/docs", "/healthz", "/v2/health/live", "/v2/health/ready"):
                 assert (await local.ask(path)).status == 200
+
+    run(scenario())
+
+
+def test_metrics_may_be_open() -> None:
+    async def scenario() -> None:
+        with without_models({"open_metrics": True}, b"secret") as local:
+            assert (await local.ask("/metrics")).status == 200
+            assert (await local.ask("/v1/stats")).status == 401
+        with without_models({"open_metrics": True}) as local:  # of DNS rebinding
+            foreign = await local.ask("/metrics", headers={"Host": "evil.example"})
+            assert foreign.status == 403
 
     run(scenario())
 

@@ -70,6 +70,8 @@ def test_limits_are_those_of_the_code(document: dict[str, Any]) -> None:
         ("/v2/models/tiny/ready", schemas.ModelReady),
         ("/v2/models/none", schemas.Error),
         ("/v1/stats", schemas.Stats),
+        ("/v2/models", schemas.ModelList),
+        ("/v2/repository/index", list[schemas.RepositoryEntry]),
     ],
 )
 def test_responses_have_the_documented_type(server: ServerProcess, path: str, kind: Any) -> None:

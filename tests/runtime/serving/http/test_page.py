@@ -58,13 +58,36 @@ def test_a_chosen_picture_is_classified(
     assert labels(page) == [entry["label"] for entry in predictions]
     shown = [found.text for found in page.find_elements(By.CSS_SELECTOR, "#classes .number")]
     assert shown == [f"{100 * entry['probability']:.1f} %" for entry in predictions]
-    assert element(page, "engine").text == "onnxruntime-cpu, int8"
+    assert element(page, "engine").text == "tiny: onnxruntime-cpu, int8"
+    assert "Other: the time" in element(page, "answer").text
+    assert element(page, "state").text == "ready: tiny (onnxruntime-cpu, int8-cpu)"
     assert element(page, "time-title").text.startswith("Answered in ")
     stages = [found.text for found in page.find_elements(By.CSS_SELECTOR, "#times dt")]
     assert stages == ["Decoding", "Queue", "Inference", "Other"]
     assert element(page, "preview").is_displayed()
     spoken = element(page, "spoken").get_attribute("textContent") or ""
     assert spoken.startswith(f"{predictions[0]['label']}, ")
+
+
+def captions(page: webdriver.Chrome) -> list[str]:
+    return [found.text for found in page.find_elements(By.CSS_SELECTOR, "#pictures button")]
+
+
+def test_several_pictures_are_classified(
+    page: webdriver.Chrome, image_data: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "cat.png"
+    broken.write_text("no picture")
+    paths = [image_data / "val" / "red" / "000.png", broken, image_data / "val/blue/000.png"]
+    element(page, "file").send_keys("\n".join(map(str, paths)))
+    until(page, lambda: len(captions(page)) == 3)
+    assert captions(page)[1] == "error\ncat.png"
+    first, second, _ = page.find_elements(By.CSS_SELECTOR, "#pictures button")
+    second.click()
+    assert "cannot be decoded" in element(page, "error").text
+    first.click()
+    assert not element(page, "error").is_displayed()
+    assert captions(page)[0].startswith(labels(page)[0])
 
 
 def test_warnings_of_the_bundle_are_shown(
@@ -117,7 +140,7 @@ def test_all_controls_have_accessible_names(page: webdriver.Chrome) -> None:
 
 def test_the_plots_show_the_statistics(page: webdriver.Chrome, image_data: Path) -> None:
     classify(page, image_data / "val" / "red" / "000.png")
-    until(page, lambda: " / " in element(page, "latency").text)
+    until(page, lambda: ", p99 " in element(page, "latency").text)
     assert float(element(page, "rate").text) > 0
     line = page.find_element(By.CSS_SELECTOR, "#rates .first")
     until(page, lambda: (line.get_attribute("d") or "").startswith("M"))
@@ -157,7 +180,13 @@ def test_the_page_asks_for_a_token(
         locked.until_ready()
         browser.get(f"http://127.0.0.1:{locked.port}/")
         until(browser, lambda: element(browser, "token").is_displayed())
+        element(browser, "file").send_keys(str(image_data / "val" / "red" / "000.png"))
+        until(browser, lambda: element(browser, "error").is_displayed())
+        element(browser, "token").send_keys("wrong", Keys.ENTER)
+        until(browser, lambda: "refuses" in element(browser, "refused").text)
+        element(browser, "token").clear()
         element(browser, "token").send_keys("secret", Keys.ENTER)
         until(browser, lambda: element(browser, "state").text.startswith("ready"))
-        classify(browser, image_data / "val" / "red" / "000.png")
+        until(browser, lambda: len(captions(browser)) == 1)  # the picture is sent again
+        assert not element(browser, "error").is_displayed()
         browser.get("about:blank")

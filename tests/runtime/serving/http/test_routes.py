@@ -57,7 +57,7 @@ def test_metadata(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/v2/models/cat", "/v2/models/cat/ready", "/v2/models/tiny/versions/2", "/v3", "/v2/models"],
+    ["/v2/models/cat", "/v2/models/cat/ready", "/v2/models/tiny/versions/2", "/v3", "/v2/model"],
 )
 def test_an_unknown_path_is_404(server: ServerProcess, path: str) -> None:
     reply = server.ask(path)

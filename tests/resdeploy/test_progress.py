@@ -1,0 +1,126 @@
+"""The one display of progress: bars on a terminal, lines in a log, with a clock of the test."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from resdeploy import progress
+from resdeploy.progress import ProgressDisplay
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run_stages(display: ProgressDisplay, clock: Clock) -> None:
+    """Work as a command does: 3 s unseen, a stage that stops early, one that fails."""
+
+    def wait(seconds: int) -> None:
+        for _ in range(seconds):
+            clock.now += 1
+            display.tick()
+
+    with display.stage("export", 0):
+        wait(5)
+        with display.stage("calibrating", 200) as advance:
+            for _ in range(10):
+                advance(10)
+                wait(1)
+        with display.stage("unseen", 9):
+            clock.now += 0.5
+            display.tick()
+        with pytest.raises(ZeroDivisionError), display.stage("judging", 4) as advance:
+            advance(2)
+            wait(5)
+            _ = 1 / 0
+
+
+def test_a_log_has_a_plain_line_every_few_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    run_stages(ProgressDisplay(clock=clock), clock)
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.splitlines() == [
+        "export: working for 3 s",
+        "calibrating: 5 % (10 of 200), 10.0/s, 19 s left",
+        "calibrating: 20 % (40 of 200), 10.0/s, 16 s left",
+        "calibrating: 35 % (70 of 200), 10.0/s, 13 s left",
+        "calibrating: 50 % (100 of 200), 10.0/s, 10 s left",
+        "calibrating: done in 10.0 s",
+        "judging: 50 % (2 of 4), 0.7/s, 3 s left",
+        "judging: stopped: 50 % (2 of 4), 0.4/s, 5 s left",
+        "export: done in 20.5 s",
+    ]
+
+
+def test_a_terminal_has_bars_that_end_full_or_say_why() -> None:
+    clock, file = Clock(), io.StringIO()
+    console = Console(file=file, force_terminal=True, width=100, color_system=None)
+    run_stages(ProgressDisplay(console, clock), clock)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    drawn = [" ".join(line.split()) for line in re.split("[\r\n]+", text)]
+    full = "━" * 30
+    assert f"calibrating {full} done in 10.0 s" in drawn
+    assert f"calibrating {full[:15]} 50 % (100 of 200), 10.0/s, 10 s left" in drawn
+    assert f"judging {full[:15]} stopped: 50 % (2 of 4), 0.4/s, 5 s left" in drawn
+    assert any(line.startswith("export") and line.endswith("working for 5 s") for line in drawn)
+    assert "unseen" not in text
+    assert sys.stderr is not file
+
+
+def test_short_work_shows_nothing_and_imports_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_is_terminal", lambda: True)
+    monkeypatch.delitem(sys.modules, "rich.live", raising=False)
+    with progress.progress_bar("reading", 3) as advance:
+        advance(1)
+    assert capsys.readouterr().err == ""
+    assert "rich.live" not in sys.modules
+
+
+def test_without_rich_a_terminal_has_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_is_terminal", lambda: True)
+    monkeypatch.setitem(sys.modules, "rich.live", None)
+    clock = Clock()
+    display = ProgressDisplay(clock=clock)
+    with display.stage("building", 1000):
+        clock.now += 4
+        display.tick()
+    assert capsys.readouterr().err.splitlines() == [
+        "building: 0 % (0 of 1000)", "building: done in 4.0 s",
+    ]  # fmt: skip
+
+
+def test_a_thread_draws_while_the_work_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("START_SECONDS", "LINE_SECONDS", "TICK_SECONDS"):
+        monkeypatch.setattr(progress, name, 0.01)
+    display = ProgressDisplay()
+    written = ""
+    with display.stage("loading", 0):
+        while "loading: working for 0 s\n" not in written:
+            time.sleep(0.01)
+            written += capsys.readouterr().err
+
+
+def test_only_the_first_of_several_processes_shows_progress(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with progress.progress_bar("epoch 1", 9) as advance:
+        advance(1)
+    assert not progress._DISPLAY._stages
