@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from resdeploy.errors import ResdeployError, one_line_reason, remedy_for
+from resdeploy.machine.device import parse_memory
 from resdeploy.machine.host import Host
-from resdeploy.machine.memory import parse_memory
 from resdeploy.machine.python_process import end_with_parent
 
 MIN_CALLS = 3

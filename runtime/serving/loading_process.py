@@ -24,8 +24,8 @@ from pathlib import Path
 from resdeploy.bundle.signature import PASSWORD, open_signed
 from resdeploy.errors import BundleError, is_out_of_memory, one_line_reason, remedy_for
 from resdeploy.json_documents import decode, jsonable, one_line
+from resdeploy.machine.device import available_memory, parse_memory
 from resdeploy.machine.host import Host
-from resdeploy.machine.memory import available_memory, parse_memory
 from resdeploy.machine.python_process import end_with_parent, python_command
 from resdeploy.runtime.serving.config import TOKEN_VARIABLE, ServeConfig
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from resdeploy.errors import BackendError
+from resdeploy.machine.device import available_memory
 from resdeploy.machine.host import Host
-from resdeploy.machine.memory import available_memory
 
 # Building with TensorRT-RTX 1.7 took 330 MiB for a graph of 83 MiB and 194 MiB for one of 20 MiB
 # (2026-11-25, x86-64). TensorRT takes more, since it also runs kernels while it builds: these

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from resdeploy.machine.conditions import Conditions, PowerMode, fastest_mode, parse_power_mode
-from resdeploy.machine.device import read_device
+from resdeploy.machine.device import available_memory, parse_memory, read_device
 from resdeploy.machine.host import Host, run_command
 from resdeploy.machine.jetson import find_release, parse_l4t
-from resdeploy.machine.memory import parse_memory
 from resdeploy.machine.nvml import THROTTLE_REASONS, Gpu
-from tests.boards import AGX_ORIN, AGX_THOR, BOARDS, ORIN_NANO, host_of, power_mode
+from tests.boards import AGX_ORIN, AGX_THOR, BOARDS, ORIN_NANO, host_of, meminfo, power_mode
 from tests.fake_nvml import FakeNvml
 
 
@@ -195,3 +194,17 @@ def test_the_fake_driver_has_the_names_and_constants_of_pynvml() -> None:
     constants = {name: value for name, value in members.items() if isinstance(value, int)}
     assert constants == {name: getattr(pynvml, name) for name in constants}
     assert set(THROTTLE_REASONS) <= set(constants)
+
+
+def test_available_memory_includes_swap(tmp_path: Path) -> None:
+    assert available_memory(host_of(tmp_path, meminfo(300, 200))) == 500 << 20
+
+
+def test_available_memory_respects_the_cgroup_limit(tmp_path: Path) -> None:
+    cgroup = {"sys/fs/cgroup/memory.max": f"{400 << 20}\n",
+              "sys/fs/cgroup/memory.current": f"{100 << 20}\n"}  # fmt: skip
+    assert available_memory(host_of(tmp_path / "limited", {**meminfo(900), **cgroup})) == 300 << 20
+    pages = {**cgroup, "sys/fs/cgroup/memory.stat": f"anon 1\ninactive_file {50 << 20}\n"}
+    assert available_memory(host_of(tmp_path / "pages", {**meminfo(900), **pages})) == 350 << 20
+    free = {**cgroup, "sys/fs/cgroup/memory.max": "max\n"}
+    assert available_memory(host_of(tmp_path / "free", {**meminfo(900), **free})) == 900 << 20

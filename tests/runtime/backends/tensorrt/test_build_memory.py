@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from resdeploy.errors import BackendError
-from resdeploy.machine.device import Device
+from resdeploy.machine.device import Device, available_memory
 from resdeploy.machine.jetson import Jetson
-from resdeploy.machine.memory import available_memory
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.backends.tensorrt.build_memory import (
     RESERVE_BYTES,
