@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from resdeploy.export.norm_inputs import LARGEST, NormInput
-from resdeploy.export.preprocessing_search.scoring import MOST_BLOCKS, CandidateScore
+from resdeploy.export.preprocessing_search.scoring import CandidateScore
 from resdeploy.statistics import (
     BoolArray,
     IntArray,
@@ -119,24 +119,24 @@ def batch_norm_divergence(score: CandidateScore, blocks: int) -> float:
 
 
 def common_blocks(one: CandidateScore, other: CandidateScore) -> int:
-    """Return the number of blocks on which the batch norms of both candidates were observed."""
-    return min(len(one.blocks), len(other.blocks), MOST_BLOCKS)
+    """Return the number of blocks of images that both candidates were scored on."""
+    return min(len(one.blocks), len(other.blocks))
 
 
-def measure_moments(score: CandidateScore, blocks: int) -> Moments:
-    """Return the moments of all batch norms on the first blocks of images."""
+def measure_moments(score: CandidateScore) -> Moments:
+    """Return the moments of all batch norms on the blocks of images that they were trained on."""
     centres, spreads = list[Tensor](), list[Tensor]()
-    for norms in zip(*_recorded(score)[:blocks]):
-        mean, squares = _sums(norms)
-        weight = torch.tensor([norm.count for norm in norms]).double()[:, None]
-        means = torch.stack([norm.total for norm in norms]) / weight
-        second = torch.stack([norm.squares for norm in norms]) / weight
-        variance = (squares - mean.square()).clamp(min=0) + norms[0].eps
+    for norms in zip(*_recorded(score)):
+        means = torch.stack([norm.total / norm.count for norm in norms])
+        second = torch.stack([norm.squares / norm.count for norm in norms])
+        pixels = torch.tensor([norm.pixels for norm in norms]).double()[:, None]
+        # Within a block and unbiased, as PyTorch records the variance within a batch.
+        variances = (second - means.square()).clamp(min=0) * pixels / (pixels - 1) + norms[0].eps
+        mean, variance = means.mean(0), variances.mean(0)
         deviation = norms[0].recorded_variance.sqrt()
         centre = (mean - norms[0].recorded_mean) / deviation
         logarithm = (variance / deviation.square()).log() / 2**0.5
-        # To first order, so that the blocks add up to the centre.
-        change = (second - squares - 2 * mean * (means - mean)) / variance / 2**0.5
+        change = (variances / variance - 1) / 2**0.5  # of the logarithm, to first order
         scale = len(mean) ** 0.5
         centres.append(torch.cat([centre, logarithm]) / scale)
         spreads.append(torch.cat([(means - mean) / deviation, change], 1) / scale)
