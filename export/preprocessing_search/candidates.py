@@ -9,6 +9,7 @@ from resdeploy.images.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Channels,
+    CropOffset,
     Interpolation,
     Preprocessing,
     ResizeMode,
@@ -118,6 +119,8 @@ def export_options(candidate: Preprocessing) -> str:
         "channels": candidate.channels.value,
         "value-range": f"{candidate.value_range}",
     }
+    if candidate.crop_offset is not CropOffset.EVEN:
+        options["crop-offset"] = candidate.crop_offset.value
     if fraction := _stated_fraction(candidate):
         options["crop-fraction"] = f"{fraction:.8g}"
     antialias = "--antialias" if candidate.antialias else "--no-antialias"
