@@ -71,15 +71,15 @@ def describe(candidate: Preprocessing) -> str:
 
 def describe_common(candidates: Sequence[Preprocessing]) -> tuple[str, str]:
     """Return the settings that all candidates have, and the values of the others, in words."""
-    common, open = list[str](), list[str]()
+    common, others = list[str](), list[str]()
     for name in _setting_words(candidates[0]):
         values = dict.fromkeys(_setting_words(candidate)[name] for candidate in candidates)
         if len(values) == 1:
             common.append(min(values))
         else:
-            *others, last = sorted(values, key=_by_number)
-            open.append(f"{name} ({', '.join(others)} or {last})")
-    return ", ".join(common), " and ".join(open)
+            *first, last = sorted(values, key=_by_number)
+            others.append(f"{name} ({', '.join(first)} or {last})")
+    return ", ".join(common), " and ".join(others)
 
 
 def _by_number(text: str) -> tuple[float, str]:

@@ -113,15 +113,13 @@ def verdict_sentence(result: PreprocessingSearch) -> str:
     on = f"on {plural(result.images, 'image')}"
     if not others:
         return f"verdict: found, by {how} {on}: {best.name}"
-    common, open = describe_common([row.preprocessing for row in result.left])
+    common, unsettled = describe_common([row.preprocessing for row in result.left])
     group = f"{len(result.left)} candidates are left {on}; {how} cannot tell them apart"
     group += f"; they predict the same class for {result.same_predictions} of {result.images}"
     if result.same_predictions >= NEARLY_ALL * result.images:
         group += ", so that any of them may be used for pictures like these"
     if result.random_crops:
-        group += (
-            "; the training took random crops, which hide the crop to use: state "
-        )
+        group += "; the training took random crops, which hide the crop to use: state "
         group += "--crop-fraction, or choose by accuracy"
         group += "" if result.labelled else ", with labelled images"
     elif not result.labelled:
@@ -131,7 +129,7 @@ def verdict_sentence(result: PreprocessingSearch) -> str:
     else:
         group += "; more images may not help"
     found = f"; all else is found: {common}" if common else ""
-    return f"verdict: undecided: {open}{found}\n{group}"
+    return f"verdict: undecided: {unsettled}{found}\n{group}"
 
 
 def _cells(row: CandidateResult) -> list[str]:

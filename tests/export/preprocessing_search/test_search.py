@@ -26,6 +26,7 @@ from resdeploy.export.preprocessing_search.decision import measure_moments
 from resdeploy.export.preprocessing_search.scoring import Scorer
 from resdeploy.export.preprocessing_search.search import find_preprocessing
 from resdeploy.images.preprocessing import Channels, CropOffset, Preprocessing
+from resdeploy.images.preprocessing_choice import resize_for
 from resdeploy.images.preprocessing_files import read_preprocessing_file
 from resdeploy.images.preprocessing_settings import settings_of
 from resdeploy.progress import silent
@@ -190,9 +191,13 @@ def grey(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ch
     return folder, planted(fitted(folder), HALF)
 
 
-def test_grey_pictures_do_not_tell_rgb_from_bgr(grey: tuple[Path, Checkpoint]) -> None:
-    folder, checkpoint = grey
-    result = search(checkpoint, folder)
+@pytest.fixture(scope="module")
+def undecided(grey: tuple[Path, Checkpoint]) -> PreprocessingSearch:
+    return search(grey[1], grey[0])
+
+
+def test_grey_pictures_do_not_tell_rgb_from_bgr(undecided: PreprocessingSearch) -> None:
+    result = undecided
     assert result.verdict is Verdict.INCONCLUSIVE
     assert result.preprocessing is None
     names = {row.name.split(",")[0] for row in result.left}
@@ -207,10 +212,31 @@ def test_grey_pictures_do_not_tell_rgb_from_bgr(grey: tuple[Path, Checkpoint]) -
     assert "options of export for the first candidate: --mean" in text
 
 
+def test_what_is_left_is_said_by_its_settings(undecided: PreprocessingSearch) -> None:
+    """However many candidates are left, the text has one line for what is open."""
+    one = undecided.candidates[0]
+    sizes, fractions = (24, 28, 32, 40), (1.0, 0.9, 0.875)
+    rows = [
+        replace(
+            one, preprocessing=replace(HALF, image_size=size, resize=resize_for(size, fraction))
+        )
+        for size in sizes
+        for fraction in fractions
+    ]
+    text = search_text(replace(undecided, candidates=tuple(rows * 20)))
+    assert (
+        "verdict: undecided: size (24 px, 28 px, 32 px or 40 px) and crop (shorter 0.875, shorter "
+        "0.9 or shorter 1); all else is found: 0.5/0.5, rgb, bilinear\n240 candidates are left"
+    ) in text
+    assert "225 other candidates not shown; --json lists all" in text
+    assert len(text.splitlines()) < 25
+    assert max(map(len, text.splitlines())) < 300
+
+
 def test_candidates_with_other_answers_are_not_equally_good(
-    grey: tuple[Path, Checkpoint],
+    undecided: PreprocessingSearch,
 ) -> None:
-    result = search(grey[1], grey[0])
+    result = undecided
     other = replace(result, same_predictions=result.images // 2, images=5000)
     assert "may be used" not in search_text(other)
     assert "more images may not help" in search_text(other)
@@ -266,7 +292,8 @@ def test_export_refuses_an_undecided_pre_processing(
     result = CliRunner().invoke(main, ["export", *arguments, *options])
     assert result.exit_code == 1
     text = " ".join(result.stderr.split())
-    assert f"the pre-processing is undecided: 2 candidates are left on {folder}" in text
+    assert "the pre-processing is undecided: channels (bgr or rgb); 2 candidates are left" in text
+    assert "with 0.5/0.5, 32 px, shorter 1, bilinear in common" in text
     assert re.search(r"they predict the same class for (\d+) of \1 images", text)
     assert not (tmp_path / "x.bundle").exists()
 
