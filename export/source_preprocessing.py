@@ -98,8 +98,8 @@ def _measured(
     if found.preprocessing is None:
         common, unsettled = describe_common([row.preprocessing for row in found.left])
         raise ExportError(
-            f"the pre-processing is undecided: {unsettled}; {len(found.left)} candidates are "
-            f"left on {data}, with {common or 'nothing'} in common; they predict the same class for "
+            f"the pre-processing is undecided: {unsettled}; {len(found.left)} candidates are left "
+            f"on {data}, with {common or 'nothing'} in common; they predict the same class for "
             f"{found.same_predictions} of {found.images} images",
             f"look at them with resdeploy preprocess {checkpoint.path} --data {data}, and state "
             "one with --preprocessing FILE or options",
