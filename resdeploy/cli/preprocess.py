@@ -97,7 +97,8 @@ def search_text(result: PreprocessingSearch, written: Path | None = None) -> str
         )
     lines.append(verdict_sentence(result))
     best = export_options(result.left[0].preprocessing)
-    first = "" if result.preprocessing is not None else " for the first candidate"
+    order = "most accurate" if result.labelled else "nearest"
+    first = "" if result.preprocessing is not None else f" for the {order} of these candidates"
     lines.append(f"options of export{first}: {best}")
     if written is not None:
         lines.append(f"wrote {written} for export --preprocessing {written}")

@@ -209,7 +209,7 @@ def test_grey_pictures_do_not_tell_rgb_from_bgr(undecided: PreprocessingSearch) 
     assert "they predict the same class for 64 of 64, so that any of them may be used" in text
     assert "would decide" not in text
     assert "verdict: undecided: channels (bgr or rgb); all else is found: 0.5/0.5, 32 px" in text
-    assert "options of export for the first candidate: --mean" in text
+    assert "options of export for the most accurate of these candidates: --mean" in text
 
 
 def test_what_is_left_is_said_by_its_settings(undecided: PreprocessingSearch) -> None:
