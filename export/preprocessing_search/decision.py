@@ -217,7 +217,9 @@ def _distance(centre: Tensor, spread: Tensor, ignored: Tensor) -> float:
 
 def _strong(ignored: Tensor, variance: Tensor) -> Tensor:
     """Return directions with so much noise that they do not count."""
-    return ignored / ignored.norm(dim=1, keepdim=True).clamp(min=1e-9) * 1e4 * variance.sqrt()
+    lengths = ignored.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    result: Tensor = ignored / lengths * 1e4 * variance.sqrt()
+    return result
 
 
 def _solve(known: Tensor, own: Tensor, rows: Tensor) -> Tensor:
