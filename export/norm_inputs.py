@@ -26,7 +26,7 @@ class NormInput:
         # Not copied, because the search for a pre-processing keeps many of these.
         self.recorded_mean, self._running_var = norm.running_mean, norm.running_var
         self.eps = norm.eps
-        self.count = 0
+        self.count = self.pixels = 0
         self.total = torch.zeros((), dtype=torch.float64)
         self.squares = torch.zeros((), dtype=torch.float64)
 
@@ -38,6 +38,7 @@ class NormInput:
         # Means over the pixels of an image in float32 are exact enough, and fast.
         pixels = inputs[0].flatten(2)
         self.count += len(pixels)
+        self.pixels += len(pixels) * pixels.shape[2]
         self.total = self.total + pixels.mean(2).double().sum(0)
         self.squares = self.squares + pixels.square().mean(2).double().sum(0)
 
@@ -68,9 +69,13 @@ def _median(values: Tensor) -> float:
 
 @torch.inference_mode()
 def record_norm_inputs(
-    classifier: Classifier, images: UInt8Array
+    classifier: Classifier, images: UInt8Array, *, training: bool = False
 ) -> tuple[dict[str, NormInput], np.ndarray]:
-    """Return the sums at each batch norm for uint8 images (N, H, W, 3), and the logits (N, K)."""
+    """Return the sums at each batch norm for uint8 images (N, H, W, 3), and the logits (N, K).
+
+    With `training`, each norm uses the statistics of the batch, as in training: the inputs of one
+    norm do not depend on what those before it recorded then.
+    """
     classifier = classifier.float().cpu().eval()
     norms = dict(_norms_with_statistics(classifier))
     inputs = {name: NormInput(norm) for name, norm in norms.items()}
@@ -78,6 +83,7 @@ def record_norm_inputs(
     with ExitStack() as hooks:
         for name, norm in norms.items():
             hooks.callback(norm.register_forward_pre_hook(inputs[name]).remove)
+            norm.train(training).track_running_stats = not training  # False: records nothing
         parts = [images[start : start + batch] for start in range(0, len(images), batch)]
         logits = [classifier(torch.from_numpy(part)).numpy() for part in parts]
     return inputs, np.concatenate(logits)

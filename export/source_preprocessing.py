@@ -86,6 +86,7 @@ def _measured(
     seed: int,
     progress: Progress,
 ) -> StatedSettings:
+    from resdeploy.export.preprocessing_search.candidates import describe_common
     from resdeploy.export.preprocessing_search.search import find_preprocessing
 
     if data is None:
@@ -95,9 +96,11 @@ def _measured(
     sizes = (options.image_size,) if isinstance(options.image_size, int) else ()
     found = find_preprocessing(checkpoint, labels, data, sizes=sizes, seed=seed, progress=progress)
     if found.preprocessing is None:
+        common, unsettled = describe_common([row.preprocessing for row in found.left])
         raise ExportError(
-            f"the pre-processing is undecided: {len(found.left)} candidates are left on {data}; "
-            f"they predict the same class for {found.same_predictions} of {found.images} images",
+            f"the pre-processing is undecided: {unsettled}; {len(found.left)} candidates are left "
+            f"on {data}, with {common or 'nothing'} in common; they predict the same class for "
+            f"{found.same_predictions} of {found.images} images",
             f"look at them with resdeploy preprocess {checkpoint.path} --data {data}, and state "
             "one with --preprocessing FILE or options",
         )

@@ -9,6 +9,7 @@ from resdeploy.images.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Channels,
+    CropOffset,
     Interpolation,
     Preprocessing,
     ResizeMode,
@@ -64,6 +65,30 @@ def neighbours(candidate: Preprocessing, sizes: Sequence[int]) -> Iterator[Prepr
 
 def describe(candidate: Preprocessing) -> str:
     """Return the settings of a candidate in a few words."""
+    normalisation, channels, *geometry = _setting_words(candidate).values()
+    return ", ".join([f"{normalisation} {channels}", *geometry])
+
+
+def describe_common(candidates: Sequence[Preprocessing]) -> tuple[str, str]:
+    """Return the settings that all candidates have, and the values of the others, in words."""
+    common, others = list[str](), list[str]()
+    for name in _setting_words(candidates[0]):
+        values = dict.fromkeys(_setting_words(candidate)[name] for candidate in candidates)
+        if len(values) == 1:
+            common.append(min(values))
+        else:
+            *first, last = sorted(values, key=_by_number)
+            others.append(f"{name} ({', '.join(first)} or {last})")
+    return ", ".join(common), " and ".join(others)
+
+
+def _by_number(text: str) -> tuple[float, str]:
+    number = next((word for word in text.split() if word.replace(".", "").isdigit()), "inf")
+    return float(number), text
+
+
+def _setting_words(candidate: Preprocessing) -> dict[str, str]:
+    """Return the text of each setting that the search decides."""
     table = GRAY_NORMALISATIONS if candidate.channels is Channels.GRAY else NORMALISATIONS
     back = -1 if candidate.channels is Channels.BGR else 1
     values = candidate.value_range, candidate.mean[::back], candidate.std[::back]
@@ -71,11 +96,15 @@ def describe(candidate: Preprocessing) -> str:
     if name is None:
         name = f"mean {_numbers(candidate.mean)} std {_numbers(candidate.std)}"
     fraction = _stated_fraction(candidate)
-    shape = candidate.resize_mode.value + (f" {fraction:g}" if fraction else "")
-    filter = candidate.interpolation.value + ("" if candidate.antialias else " without antialias")
     height, width = candidate.size
-    size = f"{height}" if height == width else f"{height}x{width}"
-    return f"{name} {candidate.channels.value}, {size} px, {shape}, {filter}"
+    return {
+        "normalisation": name,
+        "channels": candidate.channels.value,
+        "size": f"{height} px" if height == width else f"{height}x{width} px",
+        "crop": candidate.resize_mode.value + (f" {fraction:g}" if fraction else ""),
+        "interpolation": candidate.interpolation.value
+        + ("" if candidate.antialias else " without antialias"),
+    }
 
 
 def export_options(candidate: Preprocessing) -> str:
@@ -90,6 +119,8 @@ def export_options(candidate: Preprocessing) -> str:
         "channels": candidate.channels.value,
         "value-range": f"{candidate.value_range}",
     }
+    if candidate.crop_offset is not CropOffset.EVEN:
+        options["crop-offset"] = candidate.crop_offset.value
     if fraction := _stated_fraction(candidate):
         options["crop-fraction"] = f"{fraction:.8g}"
     antialias = "--antialias" if candidate.antialias else "--no-antialias"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from resdeploy.export.norm_inputs import LARGEST, NormInput
-from resdeploy.export.preprocessing_search.scoring import MOST_BLOCKS, CandidateScore
+from resdeploy.export.preprocessing_search.scoring import CandidateScore
 from resdeploy.statistics import (
     BoolArray,
     IntArray,
@@ -36,8 +36,8 @@ from resdeploy.statistics import (
 ALPHA, DROP_ALPHA = 0.04, 0.01 / 3000
 BEYOND_ALPHA = 0.01  # a lower level trusts positions that fit neither: it named a wrong crop
 # Batch norms record at least 19 batches (momentum 0.1: 1.9 / 0.1) of 32 images. More than twice
-# that noise is systematic: an unknown augmentation, or weights that changed meanwhile.
-RECORDED_BLOCKS = 19
+# that noise is not that of images: the weights changed meanwhile.
+RECORDED_BLOCKS, SURPLUS = 19, 2.0
 # Fewer blocks show their spread badly. Then only a divergence of this many times counts: on 64
 # images, chance adds about 0.01 nats to both candidates, and the same to both.
 ENOUGH_BLOCKS, LEAST_RATIO_OF_FEW = 16, 4.0
@@ -60,6 +60,8 @@ class Moments:
     """Coordinates on all images: shape (C,)."""
     spread: Tensor
     """The part that each block of images adds to the centre: shape (blocks, C)."""
+    groups: Tensor
+    """Number of each coordinate's group: twice that of the norm, and 1 more for variances."""
 
 
 def correct_predictions(score: CandidateScore, labels: IntArray) -> BoolArray:
@@ -119,56 +121,74 @@ def batch_norm_divergence(score: CandidateScore, blocks: int) -> float:
 
 
 def common_blocks(one: CandidateScore, other: CandidateScore) -> int:
-    """Return the number of blocks on which the batch norms of both candidates were observed."""
-    return min(len(one.blocks), len(other.blocks), MOST_BLOCKS)
+    """Return the number of blocks of images that both candidates were scored on."""
+    return min(len(one.blocks), len(other.blocks))
 
 
-def measure_moments(score: CandidateScore, blocks: int) -> Moments:
-    """Return the moments of all batch norms on the first blocks of images."""
+def measure_moments(score: CandidateScore) -> Moments:
+    """Return the moments of all batch norms on the blocks of images that they were trained on."""
     centres, spreads = list[Tensor](), list[Tensor]()
-    for norms in zip(*_recorded(score)[:blocks]):
-        mean, squares = _sums(norms)
-        weight = torch.tensor([norm.count for norm in norms]).double()[:, None]
-        means = torch.stack([norm.total for norm in norms]) / weight
-        second = torch.stack([norm.squares for norm in norms]) / weight
-        variance = (squares - mean.square()).clamp(min=0) + norms[0].eps
+    for norms in zip(*_recorded(score)):
+        means = torch.stack([norm.total / norm.count for norm in norms])
+        second = torch.stack([norm.squares / norm.count for norm in norms])
+        pixels = torch.tensor([norm.pixels for norm in norms]).double()[:, None]
+        # Within a block and unbiased, as PyTorch records the variance within a batch.
+        variances = (second - means.square()).clamp(min=0) * pixels / (pixels - 1) + norms[0].eps
+        mean, variance = means.mean(0), variances.mean(0)
         deviation = norms[0].recorded_variance.sqrt()
         centre = (mean - norms[0].recorded_mean) / deviation
         logarithm = (variance / deviation.square()).log() / 2**0.5
-        # To first order, so that the blocks add up to the centre.
-        change = (second - squares - 2 * mean * (means - mean)) / variance / 2**0.5
+        change = (variances / variance - 1) / 2**0.5  # of the logarithm, to first order
         scale = len(mean) ** 0.5
         centres.append(torch.cat([centre, logarithm]) / scale)
         spreads.append(torch.cat([(means - mean) / deviation, change], 1) / scale)
-    return Moments(torch.cat(centres).nan_to_num(), torch.cat(spreads, 1).nan_to_num())
+    counts = torch.tensor([len(centre) // 2 for centre in centres]).repeat_interleave(2)
+    groups = torch.arange(len(counts)).repeat_interleave(counts)
+    return Moments(torch.cat(centres).nan_to_num(), torch.cat(spreads, 1).nan_to_num(), groups)
 
 
 def locate(near: Moments, far: Moments, ignored: Tensor) -> tuple[float, float]:
     """Return where the recorded statistics are between two candidates, and the standard deviation.
 
-    0 is where the inputs are with `far`, 1 where they are with `near`. The direction is that of
-    Fisher's discriminant: ways in which images differ among themselves, such as their contrast,
+    0 is where the inputs are with `far`, 1 where they are with `near`. The estimate is that of
+    generalised least squares. Ways in which images differ among themselves, such as their contrast,
     count little; those of `ignored` (N, C), the effects of augmentations, do not count at all.
 
-    The deviation is that of a block times the root of a ratio: how far the recorded statistics are
-    from `near` in all other directions, relative to a block. So the batches of the training need
-    not be known. The ratio is at least that of these blocks' mean. Each half is seen from the
-    direction of the other half, so that no direction fits its noise.
+    The noise has two parts. That of the images has the covariance of a block, times how far the
+    recorded statistics are from `near` in all other directions, relative to a block. So the batches
+    of the training need not be known. What is left of the distance is noise of the coordinates,
+    with a variance for each group: the weights changed while the statistics were recorded.
 
-    Source: Friedman, "Regularized discriminant analysis", JASA 84 (1989) 165-175, for the
-    covariance that is shrunk to its mean.
+    The deviation has two parts, too: that of this noise, in one half of the blocks from the weights
+    that fit the other half; and that of leaving out one norm, because faults of this model differ
+    between the norms.
+
+    Sources: Friedman, "Regularized discriminant analysis", JASA 84 (1989) 165-175, for the
+    covariance that is shrunk; Efron and Stein, "The jackknife estimate of variance", Annals of
+    Statistics 9 (1981) 586-596.
     """
     step, spread = near.centre - far.centre, (near.spread + far.spread) / 2
-    position = -float(far.centre @ _direction(spread, step, ignored))
-    others = torch.cat([ignored, step[None]])
-    variance = ratio = 0.0
-    for fitted, seen in ((spread[::2], spread[1::2]), (spread[1::2], spread[::2])):
-        variance += float((seen @ _direction(fitted, step, ignored)).var()) / 2
-        rows = torch.cat([near.centre[None], seen - seen.mean(0)])
-        lengths = (rows * _whiten(fitted, rows, others)).sum(1)
-        ratio += float(lengths[0] / lengths[1:].sum()) * (len(seen) - 1) / 2
-    surplus = max(ratio / (1 / len(spread) + 1 / RECORDED_BLOCKS) / 2, 1.0)
-    return position, math.sqrt(variance * max(ratio, 1 / len(spread))) * surplus
+    spread = spread - spread.mean(0)
+    least = 1 / len(spread)
+    most = SURPLUS * (least + 1 / RECORDED_BLOCKS)
+    share = min(max(_distance(near.centre, spread, torch.cat([ignored, step[None]])), least), most)
+    images = _group_means(share * spread.square().sum(0) / (len(spread) - 1), near.groups)
+    own = torch.maximum(_group_means(near.centre.square(), near.groups) - images, images)
+
+    def weights(rows: Tensor) -> Tensor:
+        known = torch.cat([rows * math.sqrt(share / (len(rows) - 1)), _strong(ignored, own.max())])
+        direction = _solve(known, own, step[None])[0]
+        return direction.div(direction @ step)
+
+    halves = (spread[::2], spread[1::2]), (spread[1::2], spread[::2])
+    fits = [(weights(fitted), seen) for fitted, seen in halves]
+    variances = [share * (seen @ w).var() + (w.square() * own).sum() for w, seen in fits]
+    w = weights(spread)
+    sums = torch.zeros((2, int(near.groups.max()) // 2 + 1), dtype=torch.float64)
+    parts, shares = sums.index_add(1, near.groups // 2, torch.stack([-far.centre * w, step * w]))
+    without = ((parts.sum() - parts) / (1 - shares))[shares.abs() > 1e-9]
+    jackknife = without.var(correction=0) * (len(without) - 1) if len(without) > 1 else math.inf
+    return float(parts.sum()), math.sqrt(float(sum(variances) / 2 + jackknife))
 
 
 def is_excluded(position: float, deviation: float, alpha: float) -> bool:
@@ -182,22 +202,40 @@ def is_excluded(position: float, deviation: float, alpha: float) -> bool:
     return position > max(0.5, certain) and not beyond
 
 
-def _direction(spread: Tensor, step: Tensor, ignored: Tensor) -> Tensor:
-    """Return the direction in which `step` has length 1 and the noise is least."""
-    direction = _whiten(spread, step[None], ignored)[0]
-    return direction.div(direction @ step)
-
-
-def _whiten(spread: Tensor, rows: Tensor, ignored: Tensor) -> Tensor:
-    """Multiply rows by the inverse of the covariance, up to a factor."""
-    spread = (spread - spread.mean(0)) / math.sqrt(len(spread) - 1)
-    shrinkage = spread.square().sum() / spread.shape[1]
-    length = ignored.norm(dim=1, keepdim=True).clamp(min=1e-9)
-    known = torch.cat([spread, ignored / length * 1e4 * shrinkage.sqrt()])
-    # Woodbury's identity: there are fewer blocks than channels.
-    inner = known @ known.T + shrinkage * torch.eye(len(known), dtype=torch.float64)
-    result: Tensor = rows - torch.linalg.solve(inner, known @ rows.T).T @ known
+def _distance(centre: Tensor, spread: Tensor, ignored: Tensor) -> float:
+    """Return the square of the length of `centre`, whitened, relative to that of a block."""
+    result = 0.0
+    for fitted, seen in ((spread[::2], spread[1::2]), (spread[1::2], spread[::2])):
+        rows = torch.cat([centre[None], seen - seen.mean(0)])
+        fitted = (fitted - fitted.mean(0)) / math.sqrt(len(fitted) - 1)
+        mean = fitted.square().sum() / fitted.shape[1]
+        known = torch.cat([fitted, _strong(ignored, mean)])
+        lengths = (rows * _solve(known, mean.expand(len(centre)), rows)).sum(1)
+        result += float(lengths[0] / lengths[1:].sum()) * (len(seen) - 1) / 2
     return result
+
+
+def _strong(ignored: Tensor, variance: Tensor) -> Tensor:
+    """Return directions with so much noise that they do not count."""
+    lengths = ignored.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    result: Tensor = ignored / lengths * 1e4 * variance.sqrt()
+    return result
+
+
+def _solve(known: Tensor, own: Tensor, rows: Tensor) -> Tensor:
+    """Multiply rows by the inverse of a covariance, that of `known` rows and a diagonal."""
+    # Woodbury's identity: there are fewer blocks than channels.
+    scaled = known / own
+    inner = scaled @ known.T + torch.eye(len(known), dtype=torch.float64)
+    result: Tensor = (rows - torch.linalg.solve(inner, scaled @ rows.T).T @ known) / own
+    return result
+
+
+def _group_means(values: Tensor, groups: Tensor) -> Tensor:
+    """Return the mean over the group of each coordinate."""
+    sums = torch.zeros(int(groups.max()) + 1, dtype=torch.float64).index_add(0, groups, values)
+    means: Tensor = (sums / groups.bincount().clamp(min=1))[groups]
+    return means
 
 
 def _recorded(score: CandidateScore) -> list[Sequence[NormInput]]:

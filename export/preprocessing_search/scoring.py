@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 from resdeploy.errors import DataError, ImageError
 from resdeploy.export.norm_inputs import NormInput, record_norm_inputs
@@ -25,9 +25,10 @@ from resdeploy.train.data.augment import Augmentation, augment
 from resdeploy.train.model.resnet import Classifier, ResNet
 
 BLOCK = 32  # images that are scored together, and that the bootstrap draws together
-# On which batch norms are observed, for `MOST_IMAGES` images. The sums need 0.4 MB a block and
-# candidate for ResNet-50, and few candidates are scored on all images.
-MOST_BLOCKS = 160
+# On which batch norms are observed with the recorded statistics, which shows wrong normalisations;
+# with those of the batches, on all blocks. The sums need 0.4 MB a block and candidate for ResNet-50
+# with 32 images, and few candidates are scored on all images.
+OBSERVED_BLOCKS = 32
 
 FloatArray = npt.NDArray[np.float64]
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -79,6 +80,7 @@ class Scorer:
         self.files = list(files)
         """Files without those that could not be decoded so far."""
         self.scores: dict[Preprocessing, CandidateScore] = {}
+        self._trained: dict[Preprocessing, CandidateScore] = {}
         self._network = network
         self._images = images
         self._progress = progress
@@ -113,32 +115,45 @@ class Scorer:
                             score.blocks.append(self._run(score.preprocessing, pixels, index))
                             advance(BLOCK)
 
+    def trained(self, candidate: Preprocessing, blocks: int) -> CandidateScore:
+        """Return the inputs of batch norms that use the statistics of each block of images.
+
+        So did the training. Only the classes that the network predicts need the recorded ones.
+        """
+        score = self._trained.setdefault(candidate, CandidateScore(candidate))
+        for index in range(len(score.blocks), min(blocks, self.images // BLOCK)):
+            pixels = self._load(_geometry(candidate), index * BLOCK, (index + 1) * BLOCK)
+            score.blocks.append(self._run(candidate, pixels, index, training=True))
+        return CandidateScore(candidate, score.blocks[:blocks])
+
     def augmented(self, candidate: Preprocessing, blocks: int) -> list[CandidateScore]:
-        """Score a candidate on images that each usual augmentation changes.
+        """Return `trained` on images that each usual augmentation changes, and in half batches.
 
         Borders of shifts are reflected, black, or of the colour that the normalisation makes 0.
         """
         back = -1 if candidate.channels is Channels.BGR else 1
         mean = np.array(candidate.mean[::back]) * (255 // candidate.value_range)
-        scores = [CandidateScore(candidate) for _ in range(3 + len(_AUGMENTATIONS))]
+        scores = [CandidateScore(candidate) for _ in range(4 + len(_AUGMENTATIONS))]
         for index in range(blocks):
             pixels = self._load(_geometry(candidate), index * BLOCK, (index + 1) * BLOCK)
             seed = np.random.default_rng
             changed = [_shift(pixels, c, seed(index)) for c in (None, 0, mean.round())]
             changed += [_change(pixels, c, seed(index)) for c in _AUGMENTATIONS]
             for score, images in zip(scores, changed):
-                score.blocks.append(self._run(candidate, images, index))
+                score.blocks.append(self._run(candidate, images, index, training=True))
+            for half in np.array_split(pixels, 2):
+                scores[-1].blocks.append(self._run(candidate, half, index, training=True))
         return scores
 
     def cropped(self, candidate: Preprocessing, area: float, blocks: int) -> CandidateScore:
-        """Score a candidate on random crops of at least this part of each picture's area."""
+        """Return `trained` on random crops of at least this part of each picture's area."""
         score = CandidateScore(candidate)
         crop = Augmentation(flip=False, min_area=area)
-        for start in range(0, min(blocks * BLOCK, self.images), BLOCK):
+        for start in range(0, min(blocks, self.images // BLOCK) * BLOCK, BLOCK):
             seed = np.random.default_rng(start)
-            files = self.files[start : min(start + BLOCK, self.images)]
+            files = self.files[start : start + BLOCK]
             pixels = [augment(file, _geometry(candidate), crop, seed) for file in files]
-            score.blocks.append(self._run(candidate, np.stack(pixels), 0))
+            score.blocks.append(self._run(candidate, np.stack(pixels), 0, training=True))
         return score
 
     def _load(self, geometry: Preprocessing, start: int, stop: int) -> UInt8Array:
@@ -155,12 +170,15 @@ class Scorer:
                     raise DataError(f"none of the images can be decoded: {error}") from error
         return np.stack(pixels) if pixels else np.empty((0, 0, 0, 3), np.uint8)
 
-    def _run(self, candidate: Preprocessing, pixels: UInt8Array, index: int) -> Block:
+    def _run(
+        self, candidate: Preprocessing, pixels: UInt8Array, index: int, *, training: bool = False
+    ) -> Block:
         digest = image_digest(pixels)
-        key = (digest, *_graph_settings(candidate))
+        key = (digest, training, *_graph_settings(candidate))
         if key not in self._known:
-            inputs, logits = record_norm_inputs(Classifier(self._network, candidate), pixels)
-            norms = tuple(inputs.values()) if index < MOST_BLOCKS else ()
+            classifier = Classifier(self._network, candidate)
+            inputs, logits = record_norm_inputs(classifier, pixels, training=training)
+            norms = tuple(inputs.values()) if training or index < OBSERVED_BLOCKS else ()
             self._known[key] = digest, logits.argmax(axis=1), norms
         return self._known[key]
 
@@ -175,6 +193,7 @@ def _crop(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
 
 # The strengths are usual ones. They hardly matter, because only directions are used.
 _AUGMENTATIONS: tuple[Change, ...] = (
+    lambda picture, _: ImageOps.mirror(picture),
     _crop,
     lambda picture, random: ImageEnhance.Brightness(picture).enhance(random.uniform(0.6, 1.4)),
     lambda picture, random: ImageEnhance.Contrast(picture).enhance(random.uniform(0.6, 1.4)),

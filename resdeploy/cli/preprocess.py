@@ -86,20 +86,21 @@ def search_text(result: PreprocessingSearch, written: Path | None = None) -> str
     """Return a table with a row per candidate, the verdict and the options of `export`."""
     from resdeploy.export.preprocessing_search.candidates import export_options
 
-    shown = result.candidates[: max(WORST, len(result.left))]
+    shown = result.candidates[:WORST]
     head = ["candidate", "images", "top-1", "95 % interval", "difference", "interval"]
     columns = slice(None) if result.labelled else slice(0, 2)
     rows = [[*_cells(row)[columns], *_evidence(row)] for row in shown]
     lines = [table([*head[columns], "divergence", "excluded by"], rows)]
     if more := len(result.candidates) - len(shown):
-        lines.append(f"{plural(more, 'worse candidate')} not shown; --json lists all")
+        lines.append(f"{plural(more, 'other candidate')} not shown; --json lists all")
     if result.same_pixels:
         lines.append(
             f"the same pixels on these images as the first: {'; '.join(result.same_pixels)}"
         )
     lines.append(verdict_sentence(result))
     best = export_options(result.left[0].preprocessing)
-    first = "" if result.preprocessing is not None else " for the first of them"
+    order = "most accurate" if result.labelled else "nearest"
+    first = "" if result.preprocessing is not None else f" for the {order} of these candidates"
     lines.append(f"options of export{first}: {best}")
     if written is not None:
         lines.append(f"wrote {written} for export --preprocessing {written}")
@@ -107,29 +108,31 @@ def search_text(result: PreprocessingSearch, written: Path | None = None) -> str
 
 
 def verdict_sentence(result: PreprocessingSearch) -> str:
-    """Return a sentence about the candidate that was found, or those that are left."""
+    """Return a sentence about the candidate that was found, or about what is open and why."""
+    from resdeploy.export.preprocessing_search.candidates import describe_common
+
     best, *others = result.left
     how = "top-1 accuracy and the batch norms" if result.labelled else "the batch norms"
     on = f"on {plural(result.images, 'image')}"
     if not others:
         return f"verdict: found, by {how} {on}: {best.name}"
+    common, unsettled = describe_common([row.preprocessing for row in result.left])
     group = f"{len(result.left)} candidates are left {on}; {how} cannot tell them apart"
-    common = {row.name.split(",")[0] for row in result.left}
-    group += f", and all have the normalisation {min(common)}" if len(common) == 1 else ""
     group += f"; they predict the same class for {result.same_predictions} of {result.images}"
     if result.same_predictions >= NEARLY_ALL * result.images:
         group += ", so that any of them may be used for pictures like these"
     if result.random_crops:
-        group += "; the training took random crops, which do not tell the one to use: choose by "
-        group += "accuracy" if result.labelled else "accuracy, with labelled images"
+        group += "; the training took random crops, which hide the crop to use: state "
+        group += "--crop-fraction, or choose by accuracy"
+        group += "" if result.labelled else ", with labelled images"
     elif not result.labelled:
         group += "; use labelled images"
     elif result.images_to_decide is not None:
         group += f"; about {result.images_to_decide} images would decide"
     else:
         group += "; more images may not help"
-    names = "; ".join(row.name for row in result.left)
-    return f"verdict: undecided, {group}\nleft: {names}"
+    found = f"; all else is found: {common}" if common else ""
+    return f"verdict: undecided: {unsettled}{found}\n{group}"
 
 
 def _cells(row: CandidateResult) -> list[str]:

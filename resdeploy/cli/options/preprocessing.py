@@ -14,6 +14,7 @@ from resdeploy.images.preprocessing import (
     MAX_IMAGE_SIZE,
     REDUCING_GAP,
     Channels,
+    CropOffset,
     Interpolation,
     ResizeMode,
 )
@@ -21,7 +22,7 @@ from resdeploy.images.preprocessing_settings import PreprocessingSettings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 NAMES = (
-    "resize_mode", "crop_fraction", "interpolation", "antialias", "channels",
+    "resize_mode", "crop_fraction", "crop_offset", "interpolation", "antialias", "channels",
     "value_range", "mean", "std", "reducing_gap",
 )  # fmt: skip
 
@@ -90,6 +91,12 @@ _OPTIONS = (
         "divided by it, rounded down.",
     ),
     option(
+        "--crop-offset",
+        type=Choice([member.value for member in CropOffset]),
+        help="Rounding of the crop's offset if the margins are an odd number of pixels: even: to "
+        "the nearest even number, as torchvision does; down: as Hugging Face does.",
+    ),
+    option(
         "--interpolation",
         type=Choice([member.value for member in Interpolation]),
         help="Filter that scales pictures.",
@@ -148,7 +155,10 @@ def preprocessing_options(function: Function) -> Function:
 def take_settings(options: dict[str, Any]) -> PreprocessingSettings:
     """Remove these options, except the image size, from `options`; return them as settings."""
     values = {name: options.pop(name) for name in NAMES}
-    enums = {"resize_mode": ResizeMode, "interpolation": Interpolation, "channels": Channels}
+    enums = {
+        "resize_mode": ResizeMode, "crop_offset": CropOffset, "interpolation": Interpolation,
+        "channels": Channels,
+    }  # fmt: skip
     for name, kind in enums.items():
         values[name] = None if values[name] is None else kind(values[name])
     if values["value_range"] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from resdeploy.export.preprocessing_search.candidates import (
     neighbours,
     starting_points,
 )
-from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.images.preprocessing import CropOffset, Preprocessing
 from resdeploy.images.preprocessing_choice import StatedSettings, choose_preprocessing
 
 
@@ -27,8 +28,6 @@ def parse_options(text: str) -> Preprocessing:
 
     @preprocessing_options
     def collect(**settings: Any) -> CommandResult:
-        from dataclasses import replace
-
         stated = replace(take_settings(settings), image_size=settings["image_size"])
         source = StatedSettings(settings=stated, place="an option", is_option=True)
         chosen.append(choose_preprocessing([source]).preprocessing)
@@ -51,6 +50,8 @@ EVERY = {
 def test_options_express_every_candidate() -> None:
     for candidate in EVERY:
         assert parse_options(export_options(candidate)) == candidate, describe(candidate)
+    floored = replace(candidate, crop_offset=CropOffset.DOWN)
+    assert parse_options(export_options(floored)) == floored
 
 
 def test_descriptions_differ() -> None:

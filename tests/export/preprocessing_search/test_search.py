@@ -27,6 +27,7 @@ from resdeploy.export.preprocessing_search.decision import measure_moments
 from resdeploy.export.preprocessing_search.scoring import Scorer
 from resdeploy.export.preprocessing_search.search import find_preprocessing
 from resdeploy.images.preprocessing import Channels, CropOffset, Preprocessing
+from resdeploy.images.preprocessing_choice import resize_for
 from resdeploy.images.preprocessing_files import read_preprocessing_file
 from resdeploy.images.preprocessing_settings import settings_of
 from resdeploy.json_documents import jsonable
@@ -199,9 +200,13 @@ def grey(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ch
     return folder, planted(fitted(folder), HALF)
 
 
-def test_grey_pictures_do_not_tell_rgb_from_bgr(grey: tuple[Path, Checkpoint]) -> None:
-    folder, checkpoint = grey
-    result = search(checkpoint, folder)
+@pytest.fixture(scope="module")
+def undecided(grey: tuple[Path, Checkpoint]) -> PreprocessingSearch:
+    return search(grey[1], grey[0])
+
+
+def test_grey_pictures_do_not_tell_rgb_from_bgr(undecided: PreprocessingSearch) -> None:
+    result = undecided
     assert result.verdict is Verdict.INCONCLUSIVE
     assert result.preprocessing is None
     names = {row.name.split(",")[0] for row in result.left}
@@ -212,15 +217,35 @@ def test_grey_pictures_do_not_tell_rgb_from_bgr(grey: tuple[Path, Checkpoint]) -
     text = search_text(result)
     assert "they predict the same class for 64 of 64, so that any of them may be used" in text
     assert "would decide" not in text
-    assert "options of export for the first of them: --mean" in text
-    for row in result.left:
-        assert row.name in text.split("left: ")[1]
+    assert "verdict: undecided: channels (bgr or rgb); all else is found: 0.5/0.5, 32 px" in text
+    assert "options of export for the most accurate of these candidates: --mean" in text
+
+
+def test_what_is_left_is_said_by_its_settings(undecided: PreprocessingSearch) -> None:
+    """However many candidates are left, the text has one line for what is open."""
+    one = undecided.candidates[0]
+    sizes, fractions = (24, 28, 32, 40), (1.0, 0.9, 0.875)
+    rows = [
+        replace(
+            one, preprocessing=replace(HALF, image_size=size, resize=resize_for(size, fraction))
+        )
+        for size in sizes
+        for fraction in fractions
+    ]
+    text = search_text(replace(undecided, candidates=tuple(rows * 20)))
+    assert (
+        "verdict: undecided: size (24 px, 28 px, 32 px or 40 px) and crop (shorter 0.875, shorter "
+        "0.9 or shorter 1); all else is found: 0.5/0.5, rgb, bilinear\n240 candidates are left"
+    ) in text
+    assert "225 other candidates not shown; --json lists all" in text
+    assert len(text.splitlines()) < 25
+    assert max(map(len, text.splitlines())) < 300
 
 
 def test_candidates_with_other_answers_are_not_equally_good(
-    grey: tuple[Path, Checkpoint],
+    undecided: PreprocessingSearch,
 ) -> None:
-    result = search(grey[1], grey[0])
+    result = undecided
     other = replace(result, same_predictions=result.images // 2, images=5000)
     assert "may be used" not in search_text(other)
     assert "more images may not help" in search_text(other)
@@ -232,11 +257,11 @@ def test_each_augmentation_moves_the_moments_in_its_own_direction(
 ) -> None:
     files = sorted(data.rglob("*.png"))
     scorer = Scorer(planted(state, HALF).network(), files, 64, silent)
-    scorer.extend([HALF], 64)
-    start = measure_moments(scorer.scores[HALF], 2).centre
-    moved = torch.stack([measure_moments(s, 2).centre - start for s in scorer.augmented(HALF, 2)])
-    assert len(moved) == 8  # three shifts, a random crop, three of the colours, and rotation
-    assert int(torch.linalg.matrix_rank(moved / moved.norm(dim=1, keepdim=True), rtol=0.01)) == 8
+    start = measure_moments(scorer.trained(HALF, 2)).centre
+    moved = torch.stack([measure_moments(s).centre - start for s in scorer.augmented(HALF, 2)])
+    # Three shifts, a mirror image, a random crop, three of the colours, rotation, and half batches.
+    assert len(moved) == 10
+    assert int(torch.linalg.matrix_rank(moved / moved.norm(dim=1, keepdim=True), rtol=0.01)) == 10
     again = scorer.augmented(HALF, 2)
     assert [b[0] for s in again for b in s.blocks] == [
         b[0] for s in scorer.augmented(HALF, 2) for b in s.blocks
@@ -276,7 +301,8 @@ def test_export_refuses_an_undecided_pre_processing(
     result = CliRunner().invoke(main, ["export", *arguments, *options])
     assert result.exit_code == 1
     text = " ".join(result.stderr.split())
-    assert f"the pre-processing is undecided: 2 candidates are left on {folder}" in text
+    assert "the pre-processing is undecided: channels (bgr or rgb); 2 candidates are left" in text
+    assert "with 0.5/0.5, 32 px, shorter 1, bilinear in common" in text
     assert re.search(r"they predict the same class for (\d+) of \1 images", text)
     assert not (tmp_path / "x.bundle").exists()
 
