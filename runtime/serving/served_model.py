@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -248,13 +249,12 @@ async def in_own_thread(
             future.set_exception(error)
 
     def run() -> None:
-        call: tuple[Callable[[Any], None], object]
         try:
-            call = deliver, function(*arguments)
+            call = partial(deliver, function(*arguments))
         except Exception as error:
-            call = fail, error
+            call = partial(fail, error)
         with suppress(RuntimeError):  # the event loop has ended
-            loop.call_soon_threadsafe(*call)
+            loop.call_soon_threadsafe(call)
 
     threading.Thread(target=run, daemon=True, name="load").start()
     try:

@@ -107,8 +107,7 @@ class LimitedProtocol(HttpToolsProtocol):
         A client may end its sending after its request, or have left. If it has left, its system
         answers the interim response of RFC 9110, section 15.2.1, with a reset.
         """
-        scheme, version = self.scope["scheme"], self.scope["http_version"]
-        if not self._busy or scheme == "https" or version == "1.0":
+        if not self._busy or self.scheme == "https" or self.scope["http_version"] == "1.0":
             return False
         self._sends_no_more = True
         if not self.cycle.response_started:

@@ -364,12 +364,16 @@ def test_a_client_that_does_not_read_its_answer_is_disconnected() -> None:
 
 def test_a_client_that_ends_its_sending_is_answered() -> None:
     async def scenario() -> None:
+        errors: list[Any] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: errors.append(context))
         async with running() as local:
             for requests, statuses in (
                 (GET % 1, [b"100", b"200"]),
                 (GET % 1 + GET % 2, [b"100", b"200", b"200"]),
                 (GET % 1 + b"GET", [b"100", b"200"]),
                 ((GET % 1).replace(b"1.1", b"1.0"), []),  # it knows no interim answers
+                (b"", []),
                 ((GET % 1)[:-2], []),
                 (POST + b"Content-Length: 2\r\n\r\nx", []),
             ):
@@ -386,6 +390,7 @@ def test_a_client_that_ends_its_sending_is_answered() -> None:
                 lines = [line for line in answer.split(b"\r\n") if b"HTTP/1.1 " in line]
                 assert [line.rpartition(b"HTTP/1.1 ")[2][:3] for line in lines] == statuses
                 writer.close()
+        assert not errors
 
     run(scenario)
 
