@@ -277,7 +277,7 @@ def test_a_jpeg_image_that_is_not_decoded_yet_is_read_as_its_file(
         (Image.fromarray(np.full((8, 8), -1, np.int32)), "an unknown range"),
         (Image.new("RGBA", (8, 8)), "shows nothing"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )  # fmt: skip
 def test_what_is_no_picture_is_refused_in_one_sentence(source: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError, ImageError), match=message) as caught:
