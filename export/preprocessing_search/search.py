@@ -208,6 +208,7 @@ class _Search:
         everyone = list(self._scorer.scores.values())
         alpha = ALPHA / max(len(everyone) - 1, 1)
         while True:
+            self._random_crops = False  # another candidate may have been the nearest so far
             left = self._contenders(everyone, alpha)
             if min(score.images for score in left) == self._scorer.images:
                 break
