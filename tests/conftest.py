@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import io
+import math
 import os
 import shutil
 import sys
@@ -23,6 +24,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
+from resdeploy import progress
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import ExportWarning, write_manifest
 from resdeploy.filesystem import sha256
@@ -37,6 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDED_PACKAGES = {
     "resdeploy/test_changed_predictions.py": "scipy",
     "resdeploy/test_label_check.py": "scipy",
+    "resdeploy/test_progress.py": "rich",
     "resdeploy/test_statistics.py": "scipy",
     "runtime/serving": "starlette",
     "runtime/backends/tensorrt/test_builder.py": "onnx",
@@ -84,6 +87,8 @@ def _private_folders(
         for e in registry.ENGINES
     ]
     monkeypatch.setattr(registry, "ENGINES", tuple(engines))
+    # What a command writes to stderr must not depend on how long it takes.
+    monkeypatch.setattr(progress, "LINE_SECONDS", math.inf)
     log_once.cache_clear()
     torch = sys.modules.get("torch")  # missing in an environment with only the runtime
     threads = torch.get_num_threads() if torch else None

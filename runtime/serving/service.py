@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from resdeploy import __version__
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.images.preprocessing import height_and_width
-from resdeploy.runtime.backends.registry import ENGINES
+from resdeploy.runtime.backends import registry
 from resdeploy.runtime.serving.batching.interface import Answer, Instance
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.decoder_pool import Decoder
@@ -183,7 +183,7 @@ class Service:
             Unavailable: The model is not loaded yet.
         """
         instance, images, logits, count = _description(model)
-        on_cpu = any(engine.on_cpu for engine in ENGINES if engine.name == instance.backend)
+        on_cpu = any(e.on_cpu for e in registry.ENGINES if e.name == instance.backend)
         return {
             "name": model.name,
             "platform": instance.backend,

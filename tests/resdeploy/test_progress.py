@@ -13,6 +13,14 @@ from rich.console import Console
 from resdeploy import progress
 from resdeploy.progress import ProgressDisplay
 
+LINE_SECONDS = progress.LINE_SECONDS
+
+
+@pytest.fixture(autouse=True)
+def _lines(_private_folders: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write lines as for users; other tests have none."""
+    monkeypatch.setattr(progress, "LINE_SECONDS", LINE_SECONDS)
+
 
 class Clock:
     def __init__(self) -> None:
