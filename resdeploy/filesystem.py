@@ -186,6 +186,11 @@ def refuse_existing_file(path: Path, *, force: bool) -> None:
     check_writable(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder", "give the path of a file to write")
+    # A new file is renamed to its place, so it would replace a device or a link.
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OutputError(f"{path} is a link or no regular file", "give the path of another file")
+    if path.name == "-":
+        raise OutputError("nothing is written to the terminal as a file", "give the path of a file")
     if path.exists() and not force:
         raise OutputError(f"{path} exists already", "choose another name, or add --force")
 

@@ -23,7 +23,7 @@ Progress = Callable[[str, int], AbstractContextManager[Advance]]
 """A callback for the name of the work and its number of items; 0 if that is not known."""
 
 START_SECONDS = 1.0  # before a stage is shown
-LINE_SECONDS = 3.0  # between two lines: nobody waits for 5 s, even on a busy machine
+LINE_SECONDS = 3.0  # between two lines: so that one appears at least every 5 s
 TICK_SECONDS = 0.2  # between two pictures of the bars
 
 
@@ -62,7 +62,8 @@ class ProgressDisplay:
     def __init__(self, console: Any = None, clock: Callable[[], float] | None = None) -> None:
         """Draw on a console of `rich`, by default on stderr if that is a terminal.
 
-        Who gives a `clock`, which returns seconds, also calls `tick`; else a thread does.
+        If `clock` is given, a function that returns seconds, the caller must call `tick`; otherwise
+        a thread calls it.
         """
         self._console, self._clock = console, clock or time.monotonic
         self._ticking = clock is not None
@@ -74,6 +75,7 @@ class ProgressDisplay:
         self._stages: list[_Stage] = []
         self._live: Any = None
         self._last_line = 0.0
+        sys.stdout = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
         sys.stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
     @contextmanager
@@ -124,7 +126,7 @@ class ProgressDisplay:
                 self.close()
 
     def close(self) -> None:
-        """End all stages: a thread that writes to stderr while Python exits is a fatal error."""
+        """End all stages: Python aborts if a thread writes to stderr while it exits."""
         with self._lock:
             self._stages.clear()
             if self._live is not None:

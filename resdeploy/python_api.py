@@ -1,7 +1,7 @@
 """The functions of the package: `load`, and the commands `export`, `train` and `verify`.
 
-Options have the names, the meaning, the defaults and the limits of the command line, because its
-own commands read them: `--calibration-data photos` is `calibration_data="photos"`.
+Options have the names, the meaning, the defaults and the limits of the command line, because the
+commands themselves parse them: `--calibration-data photos` is `calibration_data="photos"`.
 """
 
 from __future__ import annotations
@@ -123,8 +123,6 @@ def _words(option: Parameter, value: Any) -> list[str]:
         if not isinstance(value, bool):
             raise ValueError(f"{long[2:].replace('-', '_')} is {value!r}; it is True or False")
         return [long] if value else option.secondary_opts[:1]
-    if option.multiple:
-        return [f"{long}={_text(each)}" for each in value]
     return [f"{long}={_text(value, 'x' if long == '--image-size' else ',')}"]
 
 

@@ -79,7 +79,7 @@ def predict_files(
     """Classify files, folders and patterns as `find_pictures` finds them; give each to `outputs`.
 
     Files come in order. One that cannot be decoded does not stop the rest. The memory does not
-    depend on the number of files, except for the names in one folder.
+    depend on the number of files, except for the names in one folder and the matches of a pattern.
 
     Raises:
         BackendError: The engine failed.

@@ -117,8 +117,7 @@ class Model:
 
     def classify(self, pixels: UInt8Array, top: int = 5) -> list[list[Prediction]]:
         """Return the `top` most likely classes of each prepared image, uint8 RGB (N, H, W, 3)."""
-        if top < 1:
-            raise ValueError(f"top is {top}; it must be at least 1")
+        _require_number("top", top)
         return [top_predictions(logits, self.labels, top) for logits in self.run(pixels)]
 
     def _numbered(self, index: int, image: Picture) -> UInt8Array:
@@ -146,6 +145,11 @@ class Model:
         self.close()
 
 
+def _require_number(name: str, value: object) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a number from 1")
+
+
 def load(
     path: str | os.PathLike[str],
     backend: str = AUTO,
@@ -171,6 +175,8 @@ def load(
         BackendError: No selected backend can run here, or none passes the golden check.
         BundleError: The bundle is missing or damaged.
     """
+    if threads is not None:
+        _require_number("threads", threads)
     bundle = open_bundle(Path(path))
     options = OpenOptions(threads=threads, progress=progress, exact=exact)
     for candidate, opened in verified_backends(bundle, backend, precision, options):

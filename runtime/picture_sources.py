@@ -32,8 +32,12 @@ def find_pictures(names: Sequence[str | os.PathLike[str]]) -> Iterator[PictureSo
     order of their paths, except hidden ones. A pattern stands for the names that match it, in their
     order; `**` stands for any number of folders, and with it only files match.
     """
-    for path in map(Path, names):
-        if os.path.isdir(path):
+    for name in names:
+        path = Path(name)
+        if not os.fspath(name):  # as that of a variable that is not set
+            reason = DataError("the name of a picture is empty", "name a file or a folder")
+            yield PictureSource(path, reason)
+        elif os.path.isdir(path):
             yield from _below(path)
         elif os.path.lexists(path) or not glob.has_magic(str(path)):
             yield PictureSource(path)

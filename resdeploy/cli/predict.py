@@ -92,7 +92,7 @@ def predict(
         reject_options(("frames", "seconds"), "--frames and --seconds need --camera")
     else:
         reject_options(("csv", "jsonl", "force"), "--camera writes no file")
-    if csv is not None and csv == jsonl:
+    if csv is not None and jsonl is not None and csv.resolve() == jsonl.resolve():
         raise UsageError("--csv and --jsonl need a file each")
     for output in filter(None, (csv, jsonl)):
         refuse_existing_file(output, force=force)

@@ -147,14 +147,16 @@ def decoded_rgb(image: Image) -> Image:
     except MemoryError:
         raise
     except Exception as error:  # of Pillow's decoders, as in `read_rgb`
-        reason = str(error).strip().rstrip(".") or type(error).__name__
+        if not hasattr(image, "im") or getattr(getattr(image, "fp", image), "closed", True):
+            hint = "use it while its file is open, or call load() before"
+        reason = str(error).strip().rstrip(".") or "its file is closed"
         raise ImageError(f"the image cannot be used: {reason}", hint) from error
 
 
 def undecoded_file(image: Image) -> bytes | None:
     """Return the file that an image was opened from, unless it was decoded or changed since.
 
-    The file tells more than the decoded pixels: a JPEG file can be decoded at a lower resolution.
+    The file allows more: a JPEG file can be decoded at a lower resolution.
     """
     from PIL import Image as images
 
@@ -162,12 +164,16 @@ def undecoded_file(image: Image) -> bytes | None:
     is_untouched = getattr(image, "tile", None) and image.tell() == 0
     if image.format not in (*FORMATS, "MPO") or stream is None or not is_untouched:
         return None
+    if stream.closed:
+        return None
     position = stream.tell()
     stream.seek(0)
     data: bytes = stream.read(MAX_IMAGE_BYTES + 1)
     stream.seek(position)
     with images.open(io.BytesIO(data), formats=FORMATS) as whole:  # `draft` would have changed it
-        return data if (whole.size, whole.mode) == (image.size, image.mode) else None
+        same = (whole.size, whole.mode) == (image.size, image.mode)
+        turned = [part.getexif().get(ORIENTATION, 1) for part in (whole, image)]
+        return data if same and turned[0] == turned[1] else None
 
 
 def _fits_16_bits(image: Image) -> bool:

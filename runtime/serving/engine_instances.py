@@ -157,8 +157,10 @@ class EngineFactory:
         )
         self._reduced = ""
         if (config.instances or divided[0], config.threads or threads) != divided:
-            runs = f"{plural(divided[0], 'instance')} with {plural(threads, 'thread')} each"
-            self._reduced = f"--instances and --threads exceed the {cores} cores: {runs}"
+            self._reduced = (
+                f"--instances and --threads exceed the {cores} cores; the server runs "
+                f"{plural(divided[0], 'instance')} with {plural(threads, 'thread')} each"
+            )
         self._options = OpenOptions(
             threads=threads, exact=config.exact, measure=True, progress=progress
         )

@@ -101,9 +101,14 @@ def test_all_forms_of_a_picture_give_equal_predictions(model: Model, image_data:
 def test_top_limits_the_predictions(model: Model, image_data: Path) -> None:
     path = image_data / "val" / "red" / "000.png"
     assert model.predict(path, top=1) == model.predict(path)[:1]
-    for top in (0, -1):
-        with pytest.raises(ValueError, match=f"top is {top}; it must be at least 1"):
-            model.predict(path, top)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "2"])
+def test_numbers_below_one_are_refused(model: Model, value: Any) -> None:
+    with pytest.raises(ValueError, match="must be a number from 1"):
+        load(model.bundle.path, threads=value)
+    with pytest.raises(ValueError, match="must be a number from 1"):
+        model.classify(np.zeros((1, SIZE, SIZE, 3), np.uint8), top=value)
 
 
 def test_a_batch_gives_the_predictions_of_its_pictures(model: Model, image_data: Path) -> None:

@@ -38,6 +38,12 @@ ALL = [
 ]  # fmt: skip
 
 
+def test_an_empty_name_is_not_the_current_folder(photos: Path) -> None:
+    (found,) = find_pictures([""])
+    assert found is not None
+    assert isinstance(found.error, DataError)
+
+
 @pytest.mark.parametrize(
     ("sources", "expected"),
     [

@@ -121,7 +121,7 @@ def command(
         try:
             with show(function.__name__, 0):
                 result = function(**arguments)
-        except click.ClickException:
+        except (click.ClickException, BrokenPipeError):  # `main` of click ends without a message
             raise
         except Exception as error:
             failure = _failure(error)

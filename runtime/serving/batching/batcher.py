@@ -145,8 +145,9 @@ class Batcher:
             RequestError: `check_capacity` failed, the deadline passed, or no engine is left.
         """
         self.check_capacity(images, deadline, network)
-        while self.depth + images > self._config.queue and self._queue.drop_surplus():
-            pass
+        while self.depth + images > self._config.queue:
+            if not self._queue.drop_surplus():  # its images are not queued yet
+                raise QueueFull("the queue is full", self.expected_wait(network))
         self._arrivals.observe(self._unanswered)
         self._unanswered += 1
         self._all_answered.clear()

@@ -44,7 +44,8 @@ def openapi_document(models: Sequence[str]) -> dict[str, Any]:
     _, document["components"]["schemas"] = msgspec.json.schema_components(
         DOCUMENTS, ref_template="#/components/schemas/{name}"
     )
-    document["components"]["parameters"]["Model"]["schema"]["enum"] = list(models)
+    if models:
+        document["components"]["parameters"]["Model"]["schema"]["enum"] = list(models)
     for path, (identifier, summary, kind) in ONE_DOCUMENT.items():
         schema = _reference("schemas", kind) if kind else {"type": "object"}
         document["paths"][path] = _item(path, identifier, summary, schema)

@@ -376,6 +376,20 @@ def test_predict_classifies_the_other_pictures(
     assert [len(entry["predictions"]) for entry in found["results"]] == [3, 0, 0, 3]
 
 
+@pytest.mark.parametrize("output", ["link.csv", "pipe", "-", "a.jsonl"])
+def test_predict_replaces_no_link_and_no_device(
+    tiny_bundle: Bundle, image_data: Path, tmp_path: Path, output: str
+) -> None:
+    (tmp_path / "link.csv").symlink_to("target.csv")
+    os.mkfifo(tmp_path / "pipe")
+    tables = ["--csv", output, "--jsonl", str(tmp_path / "a.jsonl"), "--force"]
+    result = invoke("predict", tiny_bundle.path, image_data / "val", *tables)
+    assert result.exit_code != 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "pipe").is_fifo()
+    assert not (tmp_path / "a.jsonl").exists()
+
+
 def test_predict_writes_files_of_a_folder(tiny_bundle: Bundle, image_data: Path) -> None:
     Path("photos/.thumbs").mkdir(parents=True)
     Path("photos/notes.txt").write_text("no picture")

@@ -325,6 +325,17 @@ def test_the_network_that_fills_the_queue_makes_room_for_others() -> None:
     run(scenario())
 
 
+def test_the_queue_is_a_limit_while_all_its_pictures_are_decoded() -> None:
+    async def scenario() -> None:
+        batcher = make_batcher(FakeInstance(), queue=8, max_wait_ms=100000)
+        with batcher.admit(8, math.inf, "crowd"):
+            with pytest.raises(QueueFull), batcher.admit(1, math.inf, "other"):
+                pass
+            assert batcher.depth == 8
+
+    run(scenario())
+
+
 def test_reserved_space_counts_while_its_picture_is_decoded() -> None:
     async def scenario() -> None:
         batcher = make_batcher(FakeInstance(), queue=8)
