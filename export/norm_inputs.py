@@ -73,13 +73,15 @@ def record_norm_inputs(
 ) -> tuple[dict[str, NormInput], np.ndarray]:
     """Return the sums at each batch norm for uint8 images (N, H, W, 3), and the logits (N, K).
 
-    With `training`, each norm uses the statistics of the batch, as in training: the inputs of one
-    norm do not depend on what those before it recorded then.
+    With `training`, all images are one batch, and each norm uses its statistics, as in training:
+    the inputs of one norm do not depend on what those before it recorded then.
     """
     classifier = classifier.float().cpu().eval()
     norms = dict(_norms_with_statistics(classifier))
     inputs = {name: NormInput(norm) for name, norm in norms.items()}
     batch = int(np.clip(BATCH_PIXELS // pixel_count(images.shape[1:3]), 1, MAX_BATCH))
+    if training:
+        batch = len(images)
     with ExitStack() as hooks:
         for name, norm in norms.items():
             hooks.callback(norm.register_forward_pre_hook(inputs[name]).remove)

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 # Small batches reach the target in fewer epochs; it leaves room for an accuracy of 97 % in INT8.
 DEMO_TRAINING = TrainingConfig(epochs=6, batch_size=32, lr=0.1, target_accuracy=98.0)
 # The table shows PyTorch eager only; compiling would take as long as the rest of the demo. Three
-# runs of a second fit in the time, and give intervals wide enough to be honest.
+# runs of a second fit in the time limit; the intervals show how much they differ.
 DEMO_BENCHMARK = BenchmarkConfig(
     seconds=1.0, time_limit=30.0, without=("pytorch-compile", "pytorch-autocast", "ceilings")
 )

@@ -1,6 +1,7 @@
 """The settings of `resdeploy train` that depend on the pictures and on the files of this machine.
 
-They apply without `--recipe`, to what no option states. A recipe always has the same settings.
+They apply without `--recipe`, to settings that no option states. A recipe always has the same
+settings.
 """
 
 from __future__ import annotations
@@ -69,13 +70,13 @@ def choose_run(
     size = max(STRIDE, min(LARGEST_SIDE, side // STRIDE * STRIDE))
     if adapts:
         fitting = {"image_size": size} | fitting_schedule(len(splits.train.files), config)
-        if chosen.keys() & {"batch_size", "lr"}:  # one fits the other
+        if chosen.keys() & {"batch_size", "lr"}:  # the learning rate depends on it
             del fitting["batch_size"], fitting["lr"]
         config = TrainingConfig.from_recipe(**{**fitting, **chosen})
     config, initial = prepare(config, replace(stated, image_size=chosen.get("image_size")), file)
     if not is_digits:
         logger.info(
-            "the network's input has %s pixels; the shorter side of the pictures has %d",
+            "the network's input has %s pixels; the median shorter side of the pictures is %d",
             size_text(config.image_size), side,
         )  # fmt: skip
     return config, initial, splits
@@ -84,9 +85,10 @@ def choose_run(
 def fitting_schedule(images: int, config: TrainingConfig) -> dict[str, Any]:
     """Return batch size, learning rate and epochs for so many training images.
 
-    Few images get smaller batches with the same step size, so that an epoch has 50 steps or more;
-    He et al. 2015, arXiv:1512.03385, section 4.2, take larger steps still for their batch of 128.
-    New networks see about 40,000 images, minutes on a CPU at 32 pixels, but each 60 times at most.
+    Few images get smaller batches with the same step size, so that an epoch has 50 steps if a batch
+    of 16 allows it; He et al. 2015, arXiv:1512.03385, section 4.2, take larger steps still for
+    their batch of 128. New networks see each image as often as the recipe says, or up to 60 times
+    until they have seen 40,000 images: minutes on a CPU at 32 pixels.
     """
     least = SMALLEST_BATCH * int(os.environ.get("WORLD_SIZE", 1))
     batch = min(config.batch_size, max(least, 1 << max(1, images // 50).bit_length() - 1))

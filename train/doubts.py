@@ -9,7 +9,7 @@ from resdeploy.tables import plural
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.dataset import DataSplits
 
-# Judgements: what random weights, and features that exist already, need to see of a class.
+# Smallest numbers of images of a class for new and for trained weights: estimated, not measured.
 FEW_IMAGES, FEW_IMAGES_WITH_INIT = 100, 10
 FEW_STEPS = 100  # batch norm's running statistics are averages over 10 steps
 FEW_VAL_IMAGES = 50  # the 95 % confidence interval of an accuracy of 90 % is 17 points wide
@@ -32,11 +32,13 @@ def reasons_to_doubt(config: TrainingConfig, splits: DataSplits, steps: int) -> 
         counted = plural(count, "training image")
         yield f"'{splits.train.classes[label]}' has {counted}, fewer than {few}; {remedy}"
     if config.batch_size > (images := len(splits.train.labels)):
-        yield (f"the batch of {config.batch_size} images is larger than the {images} training "
-               "images, so an epoch is one step; use a smaller --batch-size")  # fmt: skip
+        yield (
+            f"the batch of {config.batch_size} images is larger than the {images} training images, "
+            "so an epoch is one step; add images or use a smaller --batch-size"
+        )
     if steps * config.epochs < FEW_STEPS and not config.qat:
-        yield (f"{plural(config.epochs, 'epoch')} of {plural(steps, 'step')} teach little; use "
-               f"more --epochs or a smaller --batch-size for {FEW_STEPS} steps")  # fmt: skip
+        yield (f"training has only {plural(steps * config.epochs, 'step')}; use more images, more "
+               f"--epochs or a smaller --batch-size for at least {FEW_STEPS}")  # fmt: skip
     if (count := len(splits.val.labels)) < FEW_VAL_IMAGES:
-        yield (f"{plural(count, 'validation image')} measure the accuracy only roughly; use "
+        yield (f"the accuracy is measured on only {plural(count, 'validation image')}; use "
                f"{FEW_VAL_IMAGES} or more")  # fmt: skip

@@ -277,7 +277,7 @@ class _Trainer:
         outcome = RunOutcome.of(
             self.metrics, config, self.splits, evaluation.accuracy, len(unreadable)
         )
-        if outcome.accuracy <= outcome.baseline_accuracy:
+        if self.process.is_main and outcome.accuracy <= outcome.baseline_accuracy < 100:
             logger.warning("the network is no better than always predicting one class; use more "
                            "--epochs, more images, or --init with trained weights")  # fmt: skip
         if self.process.is_main:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -65,7 +67,7 @@ def neighbours(candidate: Preprocessing, sizes: Sequence[int]) -> Iterator[Prepr
 
 def describe(candidate: Preprocessing) -> str:
     """Return the settings of a candidate in a few words."""
-    normalisation, channels, *geometry = _setting_words(candidate).values()
+    normalisation, channels, *geometry = filter(None, _setting_words(candidate).values())
     return ", ".join([f"{normalisation} {channels}", *geometry])
 
 
@@ -75,16 +77,16 @@ def describe_common(candidates: Sequence[Preprocessing]) -> tuple[str, str]:
     for name in _setting_words(candidates[0]):
         values = dict.fromkeys(_setting_words(candidate)[name] for candidate in candidates)
         if len(values) == 1:
-            common.append(min(values))
+            common += filter(None, values)
         else:
-            *first, last = sorted(values, key=_by_number)
+            *first, last = sorted((value or "usual" for value in values), key=_by_number)
             others.append(f"{name} ({', '.join(first)} or {last})")
     return ", ".join(common), " and ".join(others)
 
 
 def _by_number(text: str) -> tuple[float, str]:
-    number = next((word for word in text.split() if word.replace(".", "").isdigit()), "inf")
-    return float(number), text
+    number = re.search(r"(?<![\d.])\d+(\.\d+)?(?![\d.])", text)  # not a range such as 0..255
+    return float(number[0]) if number else math.inf, text
 
 
 def _setting_words(candidate: Preprocessing) -> dict[str, str]:
@@ -97,6 +99,7 @@ def _setting_words(candidate: Preprocessing) -> dict[str, str]:
         name = f"mean {_numbers(candidate.mean)} std {_numbers(candidate.std)}"
     fraction = _stated_fraction(candidate)
     height, width = candidate.size
+    even = candidate.crop_offset is CropOffset.EVEN
     return {
         "normalisation": name,
         "channels": candidate.channels.value,
@@ -104,6 +107,7 @@ def _setting_words(candidate: Preprocessing) -> dict[str, str]:
         "crop": candidate.resize_mode.value + (f" {fraction:g}" if fraction else ""),
         "interpolation": candidate.interpolation.value
         + ("" if candidate.antialias else " without antialias"),
+        "crop offset": "" if even else "rounded down",
     }
 
 

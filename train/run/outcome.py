@@ -29,7 +29,8 @@ class RunOutcome:
     """Epochs that were trained."""
     planned_epochs: int
     best_epoch: int
-    """Epoch whose weights are saved: that of the highest accuracy; of equal ones the latest."""
+    """Epoch whose weights are saved: that of the highest accuracy; of equal ones that of the lowest
+    loss, then the latest."""
     stopped: str | None
     """Reason for which the run ended before its last epoch; None if it did not."""
     baseline_accuracy: float
@@ -65,8 +66,13 @@ class RunOutcome:
 
 
 def best_epoch(metrics: Sequence[EpochMetrics]) -> EpochMetrics:
-    """Return the epoch with the highest accuracy; of equal ones the latest, trained the longest."""
-    return max(metrics, key=lambda line: (line.accuracy, line.epoch))
+    """Return the epoch with the highest accuracy; of equal ones, with the lowest loss."""
+
+    def merit(line: EpochMetrics) -> tuple[float, float, int]:
+        loss = line.val_loss if math.isfinite(line.val_loss) else math.inf
+        return line.accuracy, -loss, line.epoch
+
+    return max(metrics, key=merit)
 
 
 def reason_to_stop(metrics: Sequence[EpochMetrics], config: TrainingConfig) -> str | None:

@@ -14,6 +14,7 @@ from resdeploy.cli.options.preprocessing import preprocessing_options, take_sett
 from resdeploy.export.preprocessing_search.candidates import (
     LARGE_SIZES,
     describe,
+    describe_common,
     export_options,
     neighbours,
     starting_points,
@@ -45,6 +46,17 @@ EVERY = {
     for start in starting_points(224, gray=gray)
     for candidate in (start, *neighbours(start, LARGE_SIZES))
 }
+
+
+@pytest.mark.parametrize("gray", [False, True])
+def test_the_open_settings_are_named_whatever_they_are(gray: bool) -> None:
+    starts = starting_points(224, gray=gray)
+    common, unsettled = describe_common(starts)
+    assert "normalisation (" in unsettled
+    assert "224 px" in common
+    floored = replace(starts[0], crop_offset=CropOffset.DOWN)
+    _, unsettled = describe_common([starts[0], floored])
+    assert unsettled == "crop offset (rounded down or usual)"
 
 
 def test_options_express_every_candidate() -> None:

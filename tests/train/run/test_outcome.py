@@ -34,6 +34,10 @@ def test_the_best_epoch_is_the_most_accurate_and_of_equal_ones_the_latest(
     assert best_epoch(course(accuracies)).epoch == best
 
 
+def test_of_equal_accuracies_the_lowest_loss_is_the_best() -> None:
+    assert best_epoch(course([50, 50, 50, 50], [0.7, 3.6, math.nan, 1.9])).epoch == 1
+
+
 @pytest.mark.parametrize(
     ("accuracies", "losses", "settings", "reason"),
     [
