@@ -376,16 +376,16 @@ def test_engines_that_nobody_waits_for_are_closed(
 def test_a_first_load_and_a_recovery_that_hang_end(
     engines: EnginePair, copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    go_on = threading.Event()
+    go_on, open_next = threading.Event(), EngineFactory.open_next
 
-    def open_late(path: Path, signer: None) -> Bundle:
+    def open_late(factory: EngineFactory) -> list[EngineInstance]:
         assert go_on.wait(PATIENCE)
-        return open_bundle(path)
+        return open_next(factory)
 
     async def scenario() -> None:
         model = make_model(copy)
         with monkeypatch.context() as patch:
-            patch.setattr(served_model, "open_signed", open_late)
+            patch.setattr(EngineFactory, "open_next", open_late)
             patch.setattr(served_model, "LOAD_SECONDS", 0.05)
             with pytest.raises(BackendError, match=r"not loaded within 0\.05 s"):
                 await model.load()
