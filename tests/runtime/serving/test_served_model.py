@@ -22,7 +22,12 @@ from resdeploy.runtime.backends import registry
 from resdeploy.runtime.serving import served_model
 from resdeploy.runtime.serving.batching.interface import Answer
 from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.runtime.serving.engine_instances import EngineFactory, divide_cores, run_batch
+from resdeploy.runtime.serving.engine_instances import (
+    EngineFactory,
+    EngineInstance,
+    divide_cores,
+    run_batch,
+)
 from resdeploy.runtime.serving.loading_process import LoadingResult
 from resdeploy.runtime.serving.request_errors import NoAnswer, RequestError, Unavailable
 from resdeploy.runtime.serving.served_model import ServedModel
