@@ -245,7 +245,7 @@ def _log_to_stderr(*, debug: bool) -> list[ExportWarning]:
     return logged
 
 
-class _StderrHandler(logging.StreamHandler[Any]):
+class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]  # 3.10 refuses it
     """A handler for the present `sys.stderr`: while bars are drawn, lines appear above them."""
 
     def emit(self, record: logging.LogRecord) -> None:
