@@ -204,7 +204,7 @@ def read_validation(data: Path, held_out: HeldOut | None) -> LabelledImages[Path
         "%s does not have the files that the training divided, so all its images are used: if the "
         "network has learned some of them, their accuracy is too high", data,
     )  # fmt: skip
-    return read_image_folder(folder)
+    return images
 
 
 def refuse_parts(classes: Iterable[str], folder: Path) -> None:
