@@ -12,10 +12,9 @@ from resdeploy.errors import CheckpointError, DataError, ExportError, ImageError
 from resdeploy.export.source_preprocessing import choose_source_preprocessing
 from resdeploy.images.class_folders import (
     HeldOut,
-    hold_out,
+    divide_again,
     label_images,
     match_labels,
-    names_digest,
     read_labels,
     split_folder,
 )
@@ -28,11 +27,11 @@ from resdeploy.images.preprocessing_settings import NOTHING_STATED, Preprocessin
 from resdeploy.progress import Progress, silent
 from resdeploy.train.checkpoint.contents import Weights
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
-from resdeploy.train.checkpoint.run import read_run
 from resdeploy.train.checkpoint.stated import first_difference, repeated_labels
 from resdeploy.train.config import DIGITS
 from resdeploy.train.data.shards import find_shards
 from resdeploy.train.data.synthetic_digits import digits_folder
+from resdeploy.train.defaults import recorded_run
 from resdeploy.train.run.folder import LATEST
 
 logger = logging.getLogger(__name__)
@@ -133,7 +132,8 @@ def read_source(
         # Resolve the link `runs/latest`, so that the bundle gets the name of the run.
         origin = load_checkpoint(origin.resolve() if origin.is_symlink() else origin, weights)
     checkpoint = origin
-    known = None if checkpoint.data is None else read_run(checkpoint.path)[0].held_out
+    run = recorded_run(checkpoint.path)
+    known = run.held_out if run else None
     pools = _find_images(checkpoint.data, calibration_data, known)
     checkpoint, names = _name_classes(checkpoint, labels)
     for note in checkpoint.notes:
@@ -223,13 +223,13 @@ def _find_images(
         )
         return ImagePools()
     found = find_images(train)
-    if known is not None and calibration_data is None and val == root:
-        parts = hold_out(label_images(train, found.files), known.seed)
-        if names_digest(parts[1], root) == known.sha256:
-            return ImagePools(
-                calibration=parts[0].files, golden=parts[1].files, folders=(train, train),
-                passed_over=found.passed_over,
-            )  # fmt: skip
+    if known is not None and val == root:
+        with suppress(DataError):  # an export needs no labels
+            if parts := divide_again(label_images(train, found.files), root, known):
+                return ImagePools(
+                    calibration=parts[0].files, golden=parts[1].files, folders=(train,),
+                    passed_over=found.passed_over,
+                )  # fmt: skip
     golden = find_images(val).files if val != root else found.files
     folders = (train, val) if val != root else (train,)
     return ImagePools(
@@ -240,7 +240,10 @@ def _find_images(
 def _find_classes(pools: ImagePools, labels: Sequence[str], owner: str) -> dict[Path, int]:
     """Return the class of each image; log why that of images in sub-folders is not known."""
     classes: dict[Path, int] = {}
-    for folder, paths in zip(pools.folders, (pools.calibration, pools.golden)):
+    parts = [pools.calibration, pools.golden]
+    if len(pools.folders) == 1:
+        parts = [tuple(dict.fromkeys((*pools.calibration, *pools.golden)))]
+    for folder, paths in zip(pools.folders, parts):
         has_split = any(folder in other.parents for other in pools.folders)
         if has_split or all(path.parent == folder for path in paths):
             continue  # an export needs no labels

@@ -15,13 +15,15 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from resdeploy.errors import ImageError
+from resdeploy.errors import CheckpointError, ImageError
+from resdeploy.images.class_folders import names_digest, split_folder
 from resdeploy.images.decode import read_picture_file
 from resdeploy.images.formats import HEAD_BYTES, format_of
 from resdeploy.images.preprocessing import size_text
 from resdeploy.images.preprocessing_settings import NOTHING_STATED, PreprocessingSettings
 from resdeploy.images.structure import read_structure
 from resdeploy.train.checkpoint.load import Checkpoint
+from resdeploy.train.checkpoint.run import MODEL_FILE, RunDocument, read_run
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train.data.dataset import DataSplits, read_splits
 from resdeploy.train.data.shards import ImageFile, image_content
@@ -61,11 +63,16 @@ def choose_run(
         if found is not None and chosen["data"] != DIGITS:
             chosen.pop("arch", None)
             chosen["init"] = str(found)
+    run = recorded_run(Path(chosen["init"])) if chosen.get("init") else None
+    if run is not None and run.held_out is not None:
+        chosen.setdefault("seed", run.held_out.seed)  # the same images validate again
     config = TrainingConfig.from_recipe(recipe, **chosen)
     is_digits = config.data == DIGITS
     splits = read_splits(digits_folder() if is_digits else Path(config.data), config.seed)
     if origin and not is_digits:
         logger.info("%s", origin)
+    if run is not None and not is_digits:
+        _warn_about_learned(run, config, splits)
     side = median_low(shorter_sides(splits.train.files) or [LARGEST_SIDE])
     size = max(STRIDE, min(LARGEST_SIDE, side // STRIDE * STRIDE))
     if adapts:
@@ -80,6 +87,26 @@ def choose_run(
             size_text(config.image_size), side,
         )  # fmt: skip
     return config, initial, splits
+
+
+def recorded_run(weights: Path) -> RunDocument | None:
+    """Return the description of the run in the folder `weights` or beside its file, if any."""
+    weights = weights.resolve()
+    with suppress(CheckpointError):  # `load_checkpoint` reports it if it matters
+        return read_run(weights.parent if weights.name == MODEL_FILE else weights)[0]
+    return None
+
+
+def _warn_about_learned(run: RunDocument, config: TrainingConfig, splits: DataSplits) -> None:
+    """Log a warning if images validate which the initial `run` has learned."""
+    data = Path(config.data)
+    now, before = (split_folder(folder, "train").resolve() for folder in (data, Path(run.data)))
+    known = run.held_out.sha256 if run.held_out else None
+    if splits.held_out and now == before and names_digest(splits.val, data) != known:
+        logger.warning(
+            "%s may have learned some of the images that now validate, so their accuracy may be "
+            "too high: omit --seed, and leave the files of %s as they were", config.init, data,
+        )  # fmt: skip
 
 
 def fitting_schedule(images: int, config: TrainingConfig) -> dict[str, Any]:

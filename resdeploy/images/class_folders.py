@@ -1,7 +1,7 @@
 """Folders of labelled images: `DATA/train/CLASS/*.jpg` and `DATA/val/CLASS/*.jpg`.
 
 Without `val/`, a share of each class is held out. The choice depends only on a seed and on the
-order of the files, so every command can repeat it. Source: Kohavi 1995, "A study of
+names of the files, so every command can repeat it. Source: Kohavi 1995, "A study of
 cross-validation and bootstrap for accuracy estimation and model selection" (stratified hold-out).
 """
 
@@ -16,8 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-
 from resdeploy.errors import DataError, ResdeployError, one_line_reason
 from resdeploy.filesystem import read_limited
 from resdeploy.images.class_mapping import map_classes, similar_names, sort_classes
@@ -31,7 +29,6 @@ MAX_LABELS_BYTES = 4 << 20
 NO_FOLDER = "in no class folder"
 SHARE = 0.2  # of each class
 MOST_HELD_OUT = 10_000  # the 95 % confidence interval of an accuracy is then at most 2 points wide
-STREAM = 2  # last part of the seed, so that other random choices draw other numbers
 # Usual names of the parts of a data set, which could be mistaken for classes.
 PARTS = re.compile("train(ing)?|val(id(ation)?)?|dev|eval|test(ing)?|holdout", re.IGNORECASE)
 
@@ -140,51 +137,74 @@ class HeldOut:
 def hold_out(
     images: LabelledImages[File], seed: int
 ) -> tuple[LabelledImages[File], LabelledImages[File]]:
-    """Return the images for training and those for validation; each class keeps one to train."""
-    generator = np.random.default_rng([seed, STREAM])
-    labels, share = np.array(images.labels), min(SHARE, MOST_HELD_OUT / len(images.labels))
-    chosen = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        chosen[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
+    """Return the images for training and those for validation; each class keeps one to train.
+
+    A class is ordered by the hashes of its files' names, and its first files validate. So a file
+    that is added or removed moves at most one or two others, of its own class.
+    """
+    names = [str(file) for file in images.files]
+    # Of the names below the folder, so that its place does not matter.
+    start = os.path.commonprefix(names).rfind("/") + 1  # noqa: RUF071 - cut at a slash
+    members: dict[int, list[tuple[bytes, int]]] = {}
+    for position, (name, label) in enumerate(zip(names, images.labels)):
+        key = hashlib.sha256(os.fsencode(f"{seed}\0{name[start:]}")).digest()
+        members.setdefault(label, []).append((key, position))
+    share, chosen = min(SHARE, MOST_HELD_OUT / len(names)), set[int]()
+    for found in members.values():
+        count = min(max(1, round(share * len(found))), len(found) - 1)
+        chosen.update(position for _, position in sorted(found)[:count])
     parts = [
         replace(
             images,
-            files=tuple(images.files[position] for position in np.flatnonzero(mask)),
-            labels=tuple(labels[mask].tolist()),
+            files=tuple(images.files[position] for position in part),
+            labels=tuple(images.labels[position] for position in part),
         )
-        for mask in (~chosen, chosen)
+        for part in (sorted({*range(len(names))} - chosen), sorted(chosen))
     ]
     return parts[0], replace(parts[1], passed_over={})
 
 
 def names_digest(images: LabelledImages[Any], folder: Path) -> str:
-    """Return the SHA-256 of the names of files in `folder` and their classes.
+    """Return the SHA-256 of the names of files in `folder/train` or `folder` and their classes.
 
     The content of the files is not part of it, because reading it would take as long as an epoch.
     """
     digest = hashlib.sha256()
+    train = f"{split_folder(folder, 'train')}/"  # also if the user names `folder/train`
     for file, label in zip(images.files, images.labels):
-        place = str(file).removeprefix(str(folder)).lstrip("/")  # also if the folder is `.`
+        name = str(file)
+        place = name.removeprefix(train if name.startswith(train) else f"{folder}/")
         digest.update(os.fsencode(f"{place}\0{label}\0"))
     return digest.hexdigest()
+
+
+def divide_again(
+    images: LabelledImages[File], folder: Path, record: HeldOut
+) -> tuple[LabelledImages[File], LabelledImages[File]] | None:
+    """Return the parts of `images` in `folder` as a training divided them; None for others."""
+    parts = hold_out(images, record.seed)
+    return parts if names_digest(parts[1], folder) == record.sha256 else None
 
 
 def read_validation(data: Path, held_out: HeldOut | None) -> LabelledImages[Path]:
     """Return the images in `data/val`, or in `data` without it.
 
     If `data` is the folder of a training with held-out images, return only these: the network has
-    learned the others.
+    learned the others. If it may be that folder with other files, log a warning.
     """
     folder = split_folder(data, "val")
-    if folder == data and held_out is not None:
-        images = read_image_folder(split_folder(data, "train"))
-        val = hold_out(images, held_out.seed)[1]
-        if names_digest(val, data) == held_out.sha256:
-            logger.info("%s: using only the %d images that the training held out, of %d",
-                        data, len(val.files), len(images.files))  # fmt: skip
-            return val
-    return read_image_folder(folder)
+    if folder != data or held_out is None:
+        return read_image_folder(folder)
+    images = read_image_folder(split_folder(data, "train"))
+    if parts := divide_again(images, data, held_out):
+        logger.info("%s: using only the %d images that the training held out, of %d",
+                    data, len(parts[1].files), len(images.files))  # fmt: skip
+        return parts[1]
+    logger.warning(
+        "%s does not have the files that the training divided, so all its images are used: if the "
+        "network has learned some of them, their accuracy is too high", data,
+    )  # fmt: skip
+    return images
 
 
 def refuse_parts(classes: Iterable[str], folder: Path) -> None:

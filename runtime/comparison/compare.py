@@ -10,8 +10,8 @@ from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.calibration_record import read_recipe_record
 from resdeploy.bundle.manifest import Encoding, ExportWarning, Manifest, Precision
 from resdeploy.bundle.quality import named_warnings
-from resdeploy.errors import BundleError, DocumentError
-from resdeploy.images.class_folders import read_validation
+from resdeploy.errors import BundleError, DataError, DocumentError
+from resdeploy.images.class_folders import LabelledImages, read_validation
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.benchmark import SCHEMA as BENCHMARK_SCHEMA
 from resdeploy.result_files.benchmark import Benchmark
@@ -107,7 +107,7 @@ def compare_bundles(
         return replace(found, notices=(reason,), identical=True)
     pairs = shared_candidates(first, second, config.backend, config.precision)
     names = [{a.name for a in bundle.manifest.artifacts} for bundle in (first, second)]
-    folder = None if config.data is None else read_validation(config.data, first.held_out)
+    folder, notices = _read_images(first, second, config.data)
     accuracy = compare_accuracies(
         first, second, pairs,
         folder=folder, data=config.data, max_drop=config.max_drop, threads=config.threads,
@@ -130,12 +130,43 @@ def compare_bundles(
         layers=layer_changes(first, second, names[0] & names[1]),
         missing=tuple(missing),
         added=tuple(sorted(names[1] - names[0])),
-        notices=tuple(
+        notices=notices
+        + tuple(
             f"the latency of {one.artifact.name} was not measured: both files have the same sha256"
             for one, other in fastest_pairs(pairs)
             if one.artifact.sha256 == other.artifact.sha256 and config.seconds
         ),
     )
+
+
+def _read_images(
+    first: Bundle, second: Bundle, data: Path | None
+) -> tuple[LabelledImages[Path] | None, tuple[str, ...]]:
+    """Return the images in `data` that neither training has learned, and a notice if they differ.
+
+    Raises:
+        DataError: The folder cannot be used, or no image is left.
+    """
+    if data is None:
+        return None, ()
+    records = dict.fromkeys((first.held_out, second.held_out))
+    if len(records) > 1:
+        records.pop(None, None)  # of a network whose training held out nothing that is known
+    folders = [read_validation(data, record) for record in records]
+    common = set(folders[0].files).intersection(*(folder.files for folder in folders))
+    if not common:
+        raise DataError(
+            f"each image in {data} was learned by one of the networks", "name a folder of others"
+        )
+    if all(len(folder.files) == len(common) for folder in folders):
+        return folders[0], ()
+    kept = [pair for pair in zip(folders[0].files, folders[0].labels) if pair[0] in common]
+    files, labels = zip(*kept)
+    notice = (
+        f"the trainings held out different images; accuracy is measured on the {len(common)} that "
+        "neither network is known to have learned"
+    )
+    return replace(folders[0], files=files, labels=labels), (notice,)
 
 
 def identity(first: Bundle, second: Bundle) -> str | None:

@@ -71,9 +71,34 @@ def test_images_that_a_training_held_out_are_golden_candidates(
     source = read_source(run)
     assert (source.pools.calibration, source.pools.golden) == (train.files, val.files)
     assert source.classes_of(source.pools.golden) == list(val.labels)
+    for origin, folder in ((run / "model.safetensors", data), (run, data)):
+        again = read_source(origin, calibration_data=folder)
+        assert (again.pools, again.held_out) == (source.pools, source.held_out)
     document["held_out"]["sha256"] = "of other images"
     model.write_text(json.dumps(document))
     assert len(read_source(run).pools.golden) == 60
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_class_with_few_images_holds_none_out(
+    run: Path, image_data: Path, tmp_path: Path, kept: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = shutil.copytree(image_data / "train", tmp_path / "few")
+    for path in sorted((data / CLASSES[0]).iterdir())[1:]:
+        path.unlink()
+    val = hold_out(read_image_folder(data), 3)[1]
+    document = json.loads((run / "model.json").read_text())
+    document |= {"data": str(data), "held_out": {"seed": 3, "sha256": names_digest(val, data)}}
+    (run / "model.json").write_text(json.dumps(document))
+    if not kept:
+        next((data / CLASSES[0]).iterdir()).unlink()
+    source = read_source(run)
+    if kept:
+        assert source.pools.golden == val.files
+        assert source.classes_of(val.files) == list(val.labels)
+    else:
+        assert source.pools.calibration == source.pools.golden
+    assert ("holds no images" in caplog.text) == (not kept)
 
 
 def test_for_another_size_the_preprocessing_is_the_standard_one(run: Path) -> None:

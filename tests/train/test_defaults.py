@@ -11,9 +11,14 @@ import pytest
 from PIL import Image
 
 from resdeploy.errors import DataError
+from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.train.config import SettingError, TrainingConfig, learning_rate
+from resdeploy.train.data.dataset import read_splits
 from resdeploy.train.defaults import choose_run, find_weights, fitting_schedule, shorter_sides
+from resdeploy.train.run.folder import save_model
+from resdeploy.train.run.record import identify_data
+from tests.samples import CLASSES, make_classifier
 
 
 def photos(folder: Path, *sizes: tuple[int, int]) -> Path:
@@ -163,6 +168,28 @@ def test_training_starts_from_weights_that_this_machine_has(
     assert (initial is not None) == (config.init is not None) == starts
     assert config.recipe == ("finetune" if starts else "quick")
     assert ("starting from the weights resnet34-00000000.pth" in caplog.text) == starts
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors"])
+def test_the_images_that_the_initial_run_held_out_validate_again(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, run = photos(tmp_path / "photos", (40, 40)), tmp_path / "run"
+    before = read_splits(data, 7)
+    run.mkdir()
+    save_model(
+        run, make_classifier().network, labels=CLASSES, preprocessing=Preprocessing.standard(32),
+        data=str(data), config={}, metrics={}, provenance={},
+        held_out=identify_data(data, before, 7).held_out,
+    )  # fmt: skip
+    options = {"data": str(data), "init": str(run / name)}
+    config, _, splits = choose_run(None, options)
+    assert (config.seed, splits) == (7, before)
+    choose_run(None, {**options, "data": str(photos(tmp_path / "others", (40, 40))), "seed": 8})
+    assert "learned" not in caplog.text
+    config, *_ = choose_run(None, {**options, "seed": 8})
+    assert config.seed == 8
+    assert "may have learned some of the images that now validate" in caplog.text
 
 
 def test_errors_come_before_the_images_are_read() -> None:

@@ -49,6 +49,23 @@ def test_the_choice_depends_only_on_the_seed() -> None:
     assert chosen[0] == chosen[1] != chosen[2]
 
 
+def test_another_file_or_place_changes_little() -> None:
+    """Check that a network has learned none of the images that validate after a file was added."""
+    names = [f"{label}/{index}.png" for label in "ab" for index in range(40)]
+
+    def validating(root: str, names: list[str]) -> set[str]:
+        everything = LabelledImages(
+            classes=("a", "b"), files=tuple(root + name for name in names),
+            labels=tuple(int(name.startswith("b")) for name in names),
+        )  # fmt: skip
+        return {file.removeprefix(root) for file in hold_out(everything, 0)[1].files}
+
+    before = validating("", names)
+    assert before == validating("/some/place/", names)
+    for index in range(5):
+        assert validating("", [*names, f"a/new{index}.png"]) - before <= {f"a/new{index}.png"}
+
+
 def test_a_large_folder_loses_a_limited_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(class_folders, "MOST_HELD_OUT", 10)
     assert len(hold_out(images(100, 300), 0)[1].files) == 2 + 8
@@ -70,11 +87,18 @@ def test_only_the_folder_of_the_training_is_divided_again(
     record = HeldOut(seed=7, sha256=names_digest(val, data))
     assert read_validation(data, record) == val
     assert "using only the 12 images that the training held out, of 60" in caplog.text
+    assert read_validation(data / train, record) == val
     assert len(read_validation(data / train, None).files) == 60
+    assert "learned" not in caplog.text
     monkeypatch.chdir(data)
     assert len(read_validation(Path(), record).files) == 12
-    (other / train / "red" / "000.png").rename(other / train / "red" / "new.png")
-    assert len(read_validation(other / train, record).files) == 60
+    (data / train / "red" / "new.png").touch()  # which this seed does not choose
+    assert read_validation(data, record) == val
+    validating = other / val.files[0].relative_to(data)
+    validating.rename(validating.with_name("new.png"))
+    for folder in (other, other / train):
+        assert len(read_validation(folder, record).files) == 60
+    assert "if the network has learned some of them, their accuracy is too high" in caplog.text
     assert len(read_validation(image_data, record).files) == 24  # the folder `val`
     with pytest.raises(ValueError, match="seed is -1"):
         HeldOut(seed=-1, sha256="")

@@ -18,6 +18,7 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact, Encoding, FileRecord, write_manifest
 from resdeploy.errors import BundleError, DataError, DocumentError
 from resdeploy.filesystem import sha256
+from resdeploy.images.class_folders import hold_out, names_digest, read_image_folder
 from resdeploy.images.preprocessing import CropOffset, Interpolation, ResizeMode, UInt8Array
 from resdeploy.json_documents import jsonable, parse
 from resdeploy.report.comparison import comparison_text
@@ -164,6 +165,42 @@ def test_a_copy_of_a_bundle_passes_on_few_images(tiny_bundle: Bundle, tmp_path: 
     assert not result.latency
     assert not result.layers
     assert not result.missing
+
+
+def test_only_images_that_neither_network_has_learned_count(
+    tiny_bundle: Bundle, tmp_path: Path, oracles: None
+) -> None:
+    data = tmp_path / "data"
+    for label, name in enumerate(CLASSES):
+        (data / name).mkdir(parents=True)
+        for index in range(20):
+            Image.new("RGB", (32, 32), (60 * label, 0, 0)).save(data / name / f"{index:03d}.bmp")
+    parts = [hold_out(read_image_folder(data), seed)[1] for seed in range(9)]
+    common = {*parts[0].files} & {*parts[3].files}
+    assert 0 < len(common) < 12
+    plain = copy_bundle(tiny_bundle, tmp_path / "plain.bundle")
+
+    def trained(bundle: Bundle, seed: int, digest: str = "") -> Bundle:
+        record = {"seed": seed, "sha256": digest or names_digest(parts[seed], data)}
+        model = {**bundle.manifest.model, "held_out": record}
+        manifest = dataclasses.replace(bundle.manifest, model=model)
+        return dataclasses.replace(bundle, manifest=manifest)
+
+    config = dataclasses.replace(UNTIMED, data=data)
+    for first, second, count in (
+        (trained(tiny_bundle, 0), plain, 12),
+        (tiny_bundle, trained(plain, 1), 12),
+        (trained(tiny_bundle, 1), trained(plain, 1), 12),
+        (trained(tiny_bundle, 0), trained(plain, 3), len(common)),
+    ):
+        result = compare_bundles(first, second, config)
+        assert result.accuracy[0].images == count
+        assert ("held out different images" in str(result.notices)) == (count < 12)
+    result = compare_bundles(trained(tiny_bundle, 0, "of others"), trained(plain, 1), config)
+    assert "12 that neither network is known to have learned" in str(result.notices)
+    assert not {*parts[1].files} & {*parts[8].files}
+    with pytest.raises(DataError, match="was learned by one of the networks"):
+        compare_bundles(trained(tiny_bundle, 1), trained(plain, 8), config)
 
 
 def test_few_images_are_inconclusive_if_logits_differ(
