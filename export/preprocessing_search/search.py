@@ -1,10 +1,9 @@
 """Search for the pre-processing that a network was trained with.
 
 The candidates are too many for all combinations. The search begins with every normalisation in the
-standard geometry, then tries other geometries of each candidate that may still be the best, and
-every normalisation in the best geometry, until there are no new ones. The order does not break
-ties: all tied candidates have other geometries tried. Candidates that are clearly worse on few
-images are not scored on more.
+standard geometry, then tries other geometries of each candidate that may still be the best (of all
+that are tied), and every normalisation in the best geometry, until there are no new ones.
+Candidates that are clearly worse on few images are not scored on more.
 
 Source: Maron and Moore, "Hoeffding races", NIPS 1993, for the races.
 """
