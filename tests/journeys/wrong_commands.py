@@ -56,7 +56,7 @@ resdeploy train photos --resume empty
 resdeploy train photos --resume runs/other --epochs 3
 resdeploy train photos --arch resnet35
 resdeploy train photos --batch-size 1
-resdeploy train photos -o photos
+resdeploy train photos --init none -o photos
 resdeploy inspect notes.txt
 resdeploy inspect page.pth
 resdeploy inspect pointer.pth
