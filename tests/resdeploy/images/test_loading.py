@@ -218,7 +218,7 @@ def test_images_of_every_mode_are_converted(mode: str, same_as: str | None) -> N
     assert np.abs(load_picture(converted, FULL) - expected).max() <= tolerance
 
 
-@pytest.mark.parametrize("mode", ["I", "I;16", "I;16B", "I;16L", "I;16N"])
+@pytest.mark.parametrize("mode", ["I", "I;16", "I;16B", "I;16L"])  # Pillow 11 damages I;16N
 def test_images_of_16_bits_are_scaled_as_in_a_file(mode: str) -> None:
     expected = load_image(as_file(deep(65_535), "PNG"), FULL)
     image = deep(65_535).convert("I") if mode != "I;16" else deep(65_535)
