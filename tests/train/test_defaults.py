@@ -44,7 +44,7 @@ def test_the_input_has_224_pixels_unless_the_pictures_are_smaller(
     assert (config.image_size, config.epochs) == (expected, 2)
     assert len(splits.train.files) + len(splits.val.files) == 22
     assert (
-        f"input has {expected} pixels; the shorter side of the pictures has {min(size)}"
+        f"input has {expected} pixels; the median shorter side of the pictures is {min(size)}"
         in caplog.text
     )
 
