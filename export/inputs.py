@@ -27,11 +27,11 @@ from resdeploy.images.preprocessing_settings import NOTHING_STATED, Preprocessin
 from resdeploy.progress import Progress, silent
 from resdeploy.train.checkpoint.contents import Weights
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
+from resdeploy.train.checkpoint.run import recorded_run
 from resdeploy.train.checkpoint.stated import first_difference, repeated_labels
 from resdeploy.train.config import DIGITS
 from resdeploy.train.data.shards import find_shards
 from resdeploy.train.data.synthetic_digits import digits_folder
-from resdeploy.train.defaults import recorded_run
 from resdeploy.train.run.folder import LATEST
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from resdeploy.errors import CheckpointError, ImageError
+from resdeploy.errors import ImageError
 from resdeploy.images.class_folders import names_digest, split_folder
 from resdeploy.images.decode import read_picture_file
 from resdeploy.images.formats import HEAD_BYTES, format_of
@@ -23,7 +23,7 @@ from resdeploy.images.preprocessing import size_text
 from resdeploy.images.preprocessing_settings import NOTHING_STATED, PreprocessingSettings
 from resdeploy.images.structure import read_structure
 from resdeploy.train.checkpoint.load import Checkpoint
-from resdeploy.train.checkpoint.run import MODEL_FILE, RunDocument, read_run
+from resdeploy.train.checkpoint.run import RunDocument, recorded_run
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train.data.dataset import DataSplits, read_splits
 from resdeploy.train.data.shards import ImageFile, image_content
@@ -87,14 +87,6 @@ def choose_run(
             size_text(config.image_size), side,
         )  # fmt: skip
     return config, initial, splits
-
-
-def recorded_run(weights: Path) -> RunDocument | None:
-    """Return the description of the run in the folder `weights` or beside its file, if any."""
-    weights = weights.resolve()
-    with suppress(CheckpointError):  # `load_checkpoint` reports it if it matters
-        return read_run(weights.parent if weights.name == MODEL_FILE else weights)[0]
-    return None
 
 
 def _warn_about_learned(run: RunDocument, config: TrainingConfig, splits: DataSplits) -> None:

@@ -147,9 +147,9 @@ def decoded_rgb(image: Image) -> Image:
     except MemoryError:
         raise
     except Exception as error:  # of Pillow's decoders, as in `read_rgb`
-        if not hasattr(image, "im") or getattr(getattr(image, "fp", image), "closed", True):
-            hint = "use it while its file is open, or call load() before"
-        reason = str(error).strip().rstrip(".") or "its file is closed"
+        reason = str(error).strip().rstrip(".") or type(error).__name__
+        if isinstance(error, AssertionError) or "closed file" in reason:  # as Pillow and Python say
+            reason, hint = "its file is closed", "use it while its file is open, or call load()"
         raise ImageError(f"the image cannot be used: {reason}", hint) from error
 
 

@@ -135,9 +135,7 @@ class ServedModel:
             reason = f"{self._path} was changed while it was loaded"
             raise BundleError(reason, "reload it when it is complete")
         opening = asyncio.ensure_future(
-            in_own_thread(
-                self._open, bundle, checked, discard=lambda late: self._spawn(_close(late[-1]))
-            )
+            in_own_thread(self._open, bundle, checked, discard=self._close_opened)
         )
         try:  # the files that the engine does not need are checked meanwhile
             for warning in await in_own_thread(check_files, bundle):
@@ -182,7 +180,10 @@ class ServedModel:
     def _discard(self, opening: asyncio.Future[Opened]) -> None:
         """Close the engines that nobody waits for any more."""
         if not opening.cancelled() and opening.exception() is None:
-            self._spawn(_close(opening.result()[-1]))
+            self._close_opened(opening.result())
+
+    def _close_opened(self, opened: Opened) -> None:
+        self._spawn(_close(opened[-1]))
 
     def _handle_failure(self, loaded: LoadedBundle, instance: Instance, error: Exception) -> None:
         logger.error(

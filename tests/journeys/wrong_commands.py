@@ -115,7 +115,7 @@ resdeploy doctor notes.txt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a wrong command printed."""
+    """A wrong command with its exit code and its output."""
 
     command: str
     exit: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,11 @@ def read_run(folder: Path) -> tuple[RunDocument, Architecture]:
     except ValueError as error:
         raise CheckpointError(f"{description} is damaged: {error}", hint) from error
     return model, architecture
+
+
+def recorded_run(weights: Path) -> RunDocument | None:
+    """Return the description of the run in the folder `weights` or beside its file, if any."""
+    weights = weights.resolve()
+    with suppress(CheckpointError):  # `load_checkpoint` reports it if it matters
+        return read_run(weights.parent if weights.name == MODEL_FILE else weights)[0]
+    return None

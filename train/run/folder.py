@@ -43,12 +43,8 @@ RESULTS = (
 )  # fmt: skip
 RUNS = Path("runs")
 LATEST = RUNS / "latest"
-TENSORS = (
-    "model",
-    "momentum",
-    "average",
-    "best",
-)  # fields of `TrainingState`, and prefixes in its file
+# Fields of `TrainingState`, and prefixes in its file.
+TENSORS = ("model", "momentum", "average", "best")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
