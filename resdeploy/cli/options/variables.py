@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping
 import click
 from click.core import ParameterSource
 
-from resdeploy.readable_text import readable
-
 PREFIX = "RESDEPLOY"
 
 
@@ -29,8 +27,7 @@ def add_variables(command: click.Command) -> None:
         name = max(option.opts, key=len)
         option.envvar = option_variable(command.name or "", name)
         command.epilog = (
-            "Each option can also be set by a variable of the environment, such as "
-            f"{option.envvar} for {name}."
+            f"Variables of the environment can set options, such as {option.envvar} for {name}."
         )
 
 
@@ -56,9 +53,7 @@ def unknown_variables(command: click.Command, environment: Mapping[str, str]) ->
     """
     known = {option.envvar for option in _options(command)}
     prefix = option_variable(command.name or "", "")
-    return sorted(
-        readable(name) for name in environment if name.startswith(prefix) and name not in known
-    )
+    return sorted(n for n in environment if n.startswith(prefix) and n not in known)
 
 
 def variable_is_set(command: str, option: str) -> bool:

@@ -10,6 +10,7 @@ import pytest
 
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.cli.doctor import diagnosis_text
+from resdeploy.errors import install_hint
 from resdeploy.machine.device import read_device
 from resdeploy.runtime.backends import registry
 from resdeploy.runtime.diagnosis import doctor

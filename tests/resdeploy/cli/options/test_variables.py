@@ -1,7 +1,8 @@
-"""Tests of the variables of the environment that set options."""
+"""Tests of the variables that set options, of `--verbose`, and of the completion in a shell."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
@@ -11,19 +12,18 @@ from click.testing import CliRunner, Result
 from resdeploy import __version__
 from resdeploy.cli.main import NAMES, main
 from resdeploy.cli.options.console import CommandResult, ReadableGroup, command, reject_options
-from resdeploy.cli.options.variables import option_variable
 from tests.resdeploy.cli.options.test_console import RESULT
-from tests.results import read_document
 
-OPTIONS = [
-    (name, option)
-    for name in NAMES
-    for option in main.commands[name].params
-    if isinstance(option, click.Option)
-]
+TEXTS = {
+    "--batch": "1,2,3",
+    "--image-size": "32x48",
+    "--mean": "0.5",
+    "--std": "2",
+    "--within": "7%",
+}
 
 
-def valid_text(option: click.Option) -> str:
+def valid_text(option: click.Option, flag: str) -> str:
     """Return a value that an option accepts and that is not its default."""
     match option.type:
         case click.Choice(choices=choices):
@@ -34,9 +34,7 @@ def valid_text(option: click.Option) -> str:
             return str(low + 0.5)
         case click.types.BoolParamType():
             return "no" if option.default is True else "yes"
-    texts = {"--batch": "1,2,3", "--image-size": "32x48", "--mean": "0.5", "--std": "0.5"}
-    texts["--within"] = "7%"
-    return texts.get(option.opts[-1], "text")
+    return TEXTS.get(flag, "text")
 
 
 def parse(name: str, given: list[str], **variables: str) -> dict[str, Any]:
@@ -53,37 +51,24 @@ def parse(name: str, given: list[str], **variables: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_option_has_a_variable_of_its_name_with_the_same_value(name: str) -> None:
-    for option in [option for owner, option in OPTIONS if owner == name]:
-        check_variable(name, option)
+    for option in [p for p in main.commands[name].params if isinstance(p, click.Option)]:
+        flag = max(option.opts, key=len)
+        text, variable = valid_text(option, flag), f"RESDEPLOY_{name}{flag[1:]}".replace("-", "_")
+        given = [flag, text]
+        if option.is_flag:
+            given = [flag if text == "yes" else option.secondary_opts[0]]
+        if option.multiple:
+            text, given = f"{text} {text}", given * 2
+        variable = variable.upper()
+        assert parse(name, [], **{variable: text}) == parse(name, given) != parse(name, [])
+        assert parse(name, given, **{variable: "neither"}) == parse(name, given)
+        assert option.required or parse(name, [], **{variable: ""}) == parse(name, [])
+    # `--version` has no variable, because other programs use this name.
+    answer = CliRunner().invoke(main, [name, "-h"], env={"RESDEPLOY_VERSION": "x"})
+    assert f" RESDEPLOY_{name.upper()}_" in answer.output
 
 
-def check_variable(name: str, option: click.Option) -> None:
-    flag, text = max(option.opts, key=len), valid_text(option)
-    variable = f"RESDEPLOY_{name}_{flag[2:]}".replace("-", "_").upper()
-    expected = [flag, text]
-    if option.is_flag:
-        expected = [flag if text == "yes" else option.secondary_opts[0]]
-    if option.multiple:
-        text, expected = f"{text} {text}", expected * 2
-    assert parse(name, [], **{variable: text}) == parse(name, expected) != parse(name, [])
-    # The command line has priority, and an empty variable counts as not set.
-    assert parse(name, expected, **{variable: "neither"}) == parse(name, expected)
-    if not option.required:
-        assert parse(name, [], **{variable: ""}) == parse(name, [])
-
-
-def test_no_variable_is_that_of_another_option() -> None:
-    own = {"RESDEPLOY_TOKEN", "RESDEPLOY_KEY_PASSWORD"}
-    names = [str(option.envvar) for _, option in OPTIONS]
-    assert len(own | {*names}) == len(own) + len(names)
-    assert not any(a != b and a.startswith(option_variable(b, "")) for a in own for b in NAMES)
-    # `--version` and `--help` have none: a product's variables often have such names.
-    answer = CliRunner().invoke(main, ["doctor", "-h"], env={"RESDEPLOY_VERSION": "x"})
-    assert answer.exit_code == 0, answer.output
-    assert "RESDEPLOY_DOCTOR_JSON for --json" in answer.output
-
-
-def invoke(arguments: list[str], **variables: str) -> Result:
+def invoke(*arguments: str, **variables: str) -> Result:
     @click.option("--port", type=int)
     @click.option("--force", is_flag=True)
     def use(port: int | None, force: bool) -> CommandResult:
@@ -92,47 +77,39 @@ def invoke(arguments: list[str], **variables: str) -> Result:
         return CommandResult(RESULT, f"{port} {force}")
 
     group = ReadableGroup(commands={"use": command(use)})
-    return CliRunner().invoke(group, arguments, prog_name="x", env=variables)
+    return CliRunner().invoke(group, ["use", *arguments], prog_name="x", env=variables)
 
 
 def test_a_wrong_value_is_reported_with_its_source() -> None:
-    answer = invoke(["use"], RESDEPLOY_USE_PORT="tcp://10.0.0.1:80")
+    answer = invoke(RESDEPLOY_USE_PORT="tcp://10.0.0.1:80")
     assert answer.exit_code == 2
     assert "Invalid value for RESDEPLOY_USE_PORT: 'tcp://" in answer.stderr
-    answer = invoke(["use", "--port", "a"], RESDEPLOY_USE_PORT="1")
-    assert "Invalid value for '--port': 'a'" in answer.stderr
-    assert "'maybe' is not" in invoke(["use"], RESDEPLOY_USE_FORCE="maybe").stderr
-    answer = invoke(["use", "--port", "0"], RESDEPLOY_USE_FORCE="1")
+    assert "for '--port': 'a'" in invoke("--port", "a", RESDEPLOY_USE_PORT="1").stderr
+    assert "'maybe' is not" in invoke(RESDEPLOY_USE_FORCE="maybe").stderr
+    answer = invoke("--port", "0", RESDEPLOY_USE_FORCE="1")
     assert "0 writes nothing: unset RESDEPLOY_USE_FORCE" in answer.stderr
-    answer = invoke(["use", "--port", "a"], RESDEPLOY_USE_JSON="1")
-    assert read_document(answer.stdout)["exit"] == 2
+    assert json.loads(invoke("--port", "a", RESDEPLOY_USE_JSON="1").stdout)["exit"] == 2
 
 
 def test_variables_in_use_and_unknown_ones_are_logged() -> None:
-    answer = invoke(["use"], RESDEPLOY_USE_PORT="1", RESDEPLOY_USE_PROT="2", RESDEPLOY_OTHER="3")
+    answer = invoke(RESDEPLOY_USE_PORT="1", RESDEPLOY_USE_PROT="2", RESDEPLOY_OTHER="3")
+    unknown = "no option of use belongs to RESDEPLOY_USE_PROT"
     assert answer.stdout == "1 False\n"
-    assert answer.stderr.splitlines() == [
-        "options set by variables: RESDEPLOY_USE_PORT",
-        "warning: no option of use belongs to RESDEPLOY_USE_PROT",
-    ]
+    used = "options set by variables: RESDEPLOY_USE_PORT"
+    assert answer.stderr.splitlines() == [used, f"warning: {unknown}"]
+    document = json.loads(invoke("--json", **{"RESDEPLOY_USE_PROT\x1b": "1"}).stdout)
+    assert [w["message"] for w in document["warnings"]] == [rf"{unknown}\x1b"]
 
 
-@pytest.mark.parametrize("flag", ["-v", "--verbose", "--debug"])
+@pytest.mark.parametrize("flag", ["-v", "--debug"])
 def test_verbose_logs_begin_with_the_versions(flag: str) -> None:
-    answer = invoke(["use", flag])
-    assert answer.stdout == "None False\n"
-    assert answer.stderr.startswith(f"resdeploy {__version__}, Python 3.")
-    assert invoke(["use"]).stderr == ""
+    assert invoke(flag).stderr.startswith(f"resdeploy {__version__}, Python 3.")
+    assert invoke().stderr == ""
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_completion_script_of_a_shell_is_printed(shell: str) -> None:
-    runner = CliRunner(env={"_RESDEPLOY_COMPLETE": f"{shell}_source"})
-    script = runner.invoke(main, prog_name="resdeploy").output
-    assert "_RESDEPLOY_COMPLETE" in script
-    words = {
-        "COMP_WORDS": "resdeploy verify --prec",
-        "COMP_CWORD": "2" if shell != "fish" else "--prec",
-    }
-    runner = CliRunner(env={"_RESDEPLOY_COMPLETE": f"{shell}_complete", **words})
-    assert "--precision" in runner.invoke(main, prog_name="resdeploy").output
+@pytest.mark.parametrize(("shell", "word"), [("bash", "2"), ("zsh", "2"), ("fish", "--prec")])
+def test_the_completion_of_a_shell(shell: str, word: str) -> None:
+    words = {"COMP_WORDS": "resdeploy verify --prec", "COMP_CWORD": word}
+    for step, found in (("source", "_RESDEPLOY_COMPLETE"), ("complete", "--precision")):
+        environment = {"_RESDEPLOY_COMPLETE": f"{shell}_{step}", **words}
+        assert found in CliRunner(env=environment).invoke(main, prog_name="resdeploy").output
