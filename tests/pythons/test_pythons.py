@@ -46,8 +46,8 @@ TESTS = {
 
 def run(command: Sequence[str | Path], where: Path, **environment: str) -> str:
     done = subprocess.run(
-        command, cwd=where, env={**os.environ, **environment}, capture_output=True, text=True,
-        check=False, timeout=1800,
+        command, cwd=where, env={**os.environ, "PYTHONPATH": "", **environment},
+        capture_output=True, text=True, check=False, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     return done.stdout
