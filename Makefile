@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo environments test chaos check fuzz format clean
+.PHONY: help demo environments test chaos check fuzz format lock dist clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -13,7 +13,7 @@ help: ## Show this list
 demo: .venv/demo ## Train, export, verify and benchmark on handwritten digits (2 to 4 minutes)
 	$(BIN)/resdeploy demo --force
 
-environments: .venv/dev ## Download the environments of some tests: aarch64, Python 3.10 and 3.12
+environments: .venv/dev ## Download the environments of some tests: aarch64, Python 3.10 to 3.13
 	$(BIN)/python -m tests.aarch64.userland
 	$(BIN)/python -m tests.pythons.environments
 
@@ -43,8 +43,22 @@ format: .venv/dev ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+LOCKED = cpu serve openvino camera report sign
+lock: .venv/python ## Write the hashes of requirements.lock again, for the versions of constraints.txt
+	$(INSTALL) uv
+	(grep '^#' requirements.lock; $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+	  --generate-hashes --no-header --no-annotate --no-emit-index-url -c constraints.txt \
+	  $(LOCKED:%=--extra %) pyproject.toml) > .venv/requirements.lock
+	mv .venv/requirements.lock requirements.lock
+
+dist: .venv/dev ## Build the sdist, and from it the wheel, into dist/, and check them
+	$(INSTALL) --group release
+	rm -rf dist
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
 clean: ## Remove the environment, caches and demo results
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	rm -rf runs/demo runs/demo.bundle
 
 .venv/python:
@@ -58,7 +72,8 @@ clean: ## Remove the environment, caches and demo results
 	touch $@
 
 .venv/dev: .venv/demo
-	$(INSTALL) -e '.[all,dev]'
+	$(INSTALL) 'pip>=25.1' # older ones know no dependency groups
+	$(INSTALL) -e '.[all]' --group dev
 	$(INSTALL) --no-deps tensorrt-stubs # it depends on TensorRT, which type checks do not need
 	$(INSTALL) --no-deps tritonclient # it depends on older versions than those of constraints.txt
 	touch $@

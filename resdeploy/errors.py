@@ -9,6 +9,8 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from resdeploy import __version__
+
 
 class ResdeployError(Exception):
     """An error with one sentence that names the cause, and a `hint` that names the remedy."""
@@ -148,13 +150,19 @@ def missing_dependency(error: ImportError) -> MissingDependencyError:
     """Return an error that names the extra to install, or says why a package does not load."""
     package = (error.name or "").split(".")[0]
     extra = next((extra for extra, packages in EXTRAS.items() if package in packages), "all")
-    install = f"pip install 'resdeploy[{extra}]'"
+    install = install_hint(extra)
     if isinstance(error, ModuleNotFoundError):
         return MissingDependencyError(f"this needs {package}, which is not installed", install)
     return MissingDependencyError(
         f"{package or 'a package'} does not load: {one_line_reason(error)}",
         f"install the library that it names, or install the package again: {install}",
     )
+
+
+def install_hint(extra: str) -> str:
+    """Return the commands that install an extra; no package index has this package."""
+    wheel = f"resdeploy-{__version__}-py3-none-any.whl"
+    return f"pip install '.[{extra}]' in the clone, or pip install '{wheel}[{extra}]'"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The wheel of the package, as users install it."""
+"""The sdist and the wheel of the package, as users install them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def build_wheel(folder: Path) -> Path:
-    """Build the wheel of this checkout without network, and return its path."""
+def build_sdist(folder: Path) -> Path:
+    """Build the sdist of this checkout without network, and return its path."""
     source = folder / "source"
     # A copy, because the build writes folders beside its source.
     listed = subprocess.run(
@@ -26,11 +26,21 @@ def build_wheel(folder: Path) -> Path:
     subprocess.run(
         ["tar", "--extract", f"--file={folder / 'source.tar'}", f"--directory={source}"], check=True
     )
+    code = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", code, folder], cwd=source, check=True, stdout=subprocess.DEVNULL
+    )
+    (sdist,) = folder.glob("*.tar.gz")
+    return sdist
+
+
+def build_wheel(folder: Path) -> Path:
+    """Build the wheel from the sdist, as `make dist` does, and return its path."""
     subprocess.run(
         [
             sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check",
             "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder),
-            str(source),
+            str(build_sdist(folder)),
         ],
         check=True,
     )  # fmt: skip

@@ -37,4 +37,8 @@ class _Commands(UserDict[str, Any]):
 )
 @click.version_option(__version__, prog_name="resdeploy")
 def main() -> None:
-    """Train a ResNet, export it to ONNX, run it on GPUs, Jetsons and CPUs, and verify it there."""
+    """Train a ResNet, export it to ONNX, run it on GPUs, Jetsons and CPUs, and verify it there.
+
+    Variables of the environment can set options: RESDEPLOY_SERVE_PORT=9000 is `serve --port 9000`.
+    The command line has priority.
+    """

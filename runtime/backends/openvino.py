@@ -19,7 +19,7 @@ import numpy as np
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact
-from resdeploy.errors import BackendError, needs_extra, remedy_for
+from resdeploy.errors import BackendError, install_hint, needs_extra, remedy_for
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.backends.base import OpenOptions, Unavailability
 
@@ -44,7 +44,7 @@ def installed_version() -> str | None:
 def check_availability() -> Unavailability | None:
     """Return the reason why OpenVINO cannot run here; None if it can."""
     if installed_version() is None:
-        return Unavailability("openvino is not installed", "pip install 'resdeploy[openvino]'")
+        return Unavailability("openvino is not installed", install_hint("openvino"))
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,8 @@ from resdeploy.runtime.backends.onnxruntime import gpu as onnxruntime_gpu
 from resdeploy.runtime.backends.onnxruntime import session as onnxruntime_session
 from resdeploy.runtime.backends.tensorrt import tensorrt_or_rtx
 from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import Flavour
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,12 +135,14 @@ def candidates(bundle: Bundle, backend: str = AUTO, precision: str = AUTO) -> li
     for engine in selected:
         if unavailability := engine.check_availability():
             unavailable[engine.name] = unavailability
+            logger.debug("%s cannot run here: %s", engine.name, unavailability.reason)
             continue
         found += [
             Candidate(engine=engine, artifact=by_name[name])
             for name in engine.artifacts(engine.version() or "")
             if name in by_name and precision in (AUTO, by_name[name].precision.value)
         ]
+        logger.debug("%s can run here", engine.name)
     cpu_order = {name: place for place, name in enumerate(onnxruntime_cpu.ARTIFACTS)}
     found.sort(key=lambda c: cpu_order[c.artifact.name] if c.engine.on_cpu else -1)
     if len(unavailable) == len(selected):

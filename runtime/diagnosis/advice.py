@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from resdeploy.errors import install_hint
 from resdeploy.machine.device import LIBRARIES, Device
 from resdeploy.machine.host import Host
 from resdeploy.runtime.energy.counters import unreadable_counters
@@ -174,7 +175,7 @@ def matrix_instructions(situation: Situation) -> Iterator[str]:
     if processor.multiplies_int8_matrices and "openvino" not in installed:
         yield (
             "this processor has AMX, which makes INT8 faster in OpenVINO than in ONNX Runtime; "
-            "pip install 'resdeploy[openvino]'"
+            + install_hint("openvino")
         )
 
 

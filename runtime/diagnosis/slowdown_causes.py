@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from resdeploy.bundle.manifest import Encoding
+from resdeploy.errors import install_hint
 from resdeploy.runtime.backends.onnxruntime.profile import Kernel
 
 MIN_COST_SHARE = 0.03
@@ -183,7 +184,7 @@ def _matrices(observed: Observations) -> Iterator[Cause]:
             evidence=f"{len(convolutions)} convolutions take {actual:.2f} ms; a large product with "
             f"as many operations, which uses AMX, takes {possible:.2f} ms",
             remedy="use --backend openvino, whose convolutions use AMX "
-            "(pip install 'resdeploy[openvino]')",
+            f"({install_hint('openvino')})",
         )
 
 

@@ -42,9 +42,9 @@ def test_every_call_parses_on_the_command_line(steps: list[dict[str, Any]]) -> N
         command.make_context(name, values, parent=click.Context(main))
 
 
-@pytest.mark.parametrize("name", ["Verify", "Compare"])
+@pytest.mark.parametrize("name", ["Export", "Verify", "Compare"])
 @pytest.mark.parametrize(("code", "expected"), [(0, 0), (1, 1), (3, 0)])
-def test_inconclusive_warns_and_worse_fails(
+def test_undecided_warns_and_worse_fails(
     steps: list[dict[str, Any]], tmp_path: Path, name: str, code: int, expected: int
 ) -> None:
     (script,) = [step["run"] for step in steps if step.get("name") == name]
@@ -56,6 +56,17 @@ def test_inconclusive_warns_and_worse_fails(
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == expected
     assert ("::warning::" in done.stdout) == (code == 3)
+
+
+def test_pytorch_comes_from_the_index_of_the_repository(steps: list[dict[str, Any]]) -> None:
+    """The build of this index has a local version such as 2.13.0+cpu, which pip prefers."""
+    assert "PIP_EXTRA_INDEX_URL: ${{ vars.TORCH_INDEX }}\n" in WORKFLOW.read_text()
+    (script,) = [step["run"] for step in steps if step.get("name") == "Install"]
+    command = ["bash", "-e", "-o", "pipefail", "-c", f"pip() {{ :; }}; {script}"]
+    for index, warns in (("", True), ("https://host/cpu", False)):
+        environment = {"PATH": os.environ["PATH"], "PIP_EXTRA_INDEX_URL": index}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert ("::warning::" in done.stdout) == warns
 
 
 def test_untrusted_text_reaches_no_shell(steps: list[dict[str, Any]]) -> None:

@@ -17,8 +17,12 @@ from pathlib import Path
 from tests.cache import CACHE, prune
 
 ROOT = Path(__file__).resolve().parents[2]
-PYTHONS = ("3.10", "3.12")  # of JetPack 6 and 7
 TESTERS = ("pytest", "hypothesis")
+# JetPack 6 has Python 3.10, JetPack 7 has 3.12.
+ENVIRONMENTS = (
+    ("3.10", "oldest"), ("3.12", "newest"), ("3.10", "newest"), ("3.12", "oldest"),
+    ("3.11", "newest"), ("3.13", "newest"),
+)  # fmt: skip
 # The oldest are the lower bounds of pyproject.toml; a test compares them.
 DEPENDENCIES: Mapping[str, Sequence[str]] = {
     "oldest": ("click==8.1", "msgspec==0.22", "numpy==2.2", "pillow==11", "onnxruntime==1.23.2"),
@@ -97,6 +101,5 @@ def build(version: str, dependencies: str) -> str:
 
 
 if __name__ == "__main__":
-    for version in PYTHONS:
-        for dependencies in DEPENDENCIES:
-            print(build(version, dependencies))
+    for version, dependencies in ENVIRONMENTS:
+        print(build(version, dependencies))

@@ -10,6 +10,7 @@ import pytest
 
 from resdeploy.errors import (
     MissingDependencyError,
+    install_hint,
     is_out_of_memory,
     needs_extra,
     one_line_reason,
@@ -95,4 +96,4 @@ def test_a_package_that_does_not_load_is_not_called_missing(
 ) -> None:
     with pytest.raises(MissingDependencyError, match=message) as caught, needs_extra():
         raise error
-    assert "resdeploy[camera]" in str(caught.value.hint)
+    assert install_hint("camera") in str(caught.value.hint)

@@ -263,4 +263,4 @@ def test_without_opencv_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(MissingDependencyError) as caught:
         open_capture("0")
-    assert "resdeploy[camera]" in str(caught.value.hint)
+    assert "[camera]" in str(caught.value.hint)

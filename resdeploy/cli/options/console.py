@@ -17,8 +17,16 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from resdeploy import __version__
 from resdeploy.bundle.manifest import ExportWarning
 from resdeploy.bundle.quality import warning_lines
+from resdeploy.cli.options.variables import (
+    add_variables,
+    name_variable,
+    unknown_variables,
+    variable_is_set,
+    variables_in_use,
+)
 from resdeploy.errors import ResdeployError, missing_dependency, one_line_reason, remedy_for
 from resdeploy.json_documents import jsonable, to_text
 from resdeploy.progress import progress_bar, silent
@@ -27,6 +35,7 @@ from resdeploy.readable_text import readable, readable_texts
 if TYPE_CHECKING:
     from resdeploy.statistics import Verdict
 
+logger = logging.getLogger(__name__)
 LOGGED_WARNINGS = 100  # in a document; a server may log any number
 PATH = click.Path(path_type=Path, readable=False)
 """A path that may be missing or unreadable: functions that open it raise errors with hints."""
@@ -56,17 +65,18 @@ class ReadableGroup(click.Group):
         try:
             return super().main(*arguments, **options)
         except (MemoryError, SystemError):  # raised while an error or a result was printed
-            if logging.getLogger("resdeploy").level == logging.DEBUG:
+            words = arguments[0] if arguments else None
+            if _asks_for("--debug", words):
                 raise
             os.write(2, _NO_MEMORY)
-            if _asks_for_json(arguments[0] if arguments else None):
+            if _asks_for("--json", words):
                 os.write(1, _NO_MEMORY_JSON)
             sys.exit(ExitCode.FAILED)
 
     def make_context(
         self, info_name: str | None, args: list[str], *others: Any, **options: Any
     ) -> click.Context:
-        as_json = _asks_for_json(args)
+        as_json = _asks_for("--json", args)
         with _readable_errors(as_json=as_json):
             context = super().make_context(info_name, args, *others, **options)
         context.meta[_AS_JSON] = as_json
@@ -110,14 +120,17 @@ def command(
 ) -> click.Command:
     """Return a command with `--json` and `--debug` that prints its result or a one-line error.
 
-    While the function works, stderr shows its progress; `shows_progress` is False for a server.
+    While the function works, stderr shows its progress; `shows_progress` is False for a server,
+    whose log is JSON. Every option can also be set by a variable of the environment.
     """
     show = progress_bar if shows_progress else silent
 
     @click.command()
     @functools.wraps(function)
-    def run_command(*, as_json: bool, debug: bool, **arguments: Any) -> None:
-        logged = _log_to_stderr(debug=debug)
+    def run_command(*, as_json: bool, verbose: bool, debug: bool, **arguments: Any) -> None:
+        in_json = not shows_progress and not sys.stderr.isatty()
+        logged = _log_to_stderr(debug=verbose or debug, in_json=in_json)
+        _log_start(click.get_current_context())
         try:
             with show(function.__name__, 0):
                 result = function(**arguments)
@@ -141,8 +154,14 @@ def command(
 
     run_command.params += [
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document."),
-        click.Option(["--debug"], is_flag=True, help="Print debug messages and full tracebacks."),
+        click.Option(["-v", "--verbose"], is_flag=True, help="Print debug messages."),
+        click.Option(
+            ["--debug"],
+            is_flag=True,
+            help="Print debug messages, and a traceback instead of the line of an error.",
+        ),
     ]
+    add_variables(run_command)
     return run_command
 
 
@@ -172,12 +191,14 @@ def exit_code(verdict: Verdict) -> ExitCode:
 
 
 def reject_options(names: Iterable[str], reason: str) -> None:
-    """Raise a usage error if a parameter in `names` was given on the command line."""
+    """Raise a usage error if a parameter in `names` was given, or set by a variable."""
     context = click.get_current_context()
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         if source is ParameterSource.COMMANDLINE and parameter.name in names:
             raise click.UsageError(f"{reason}: leave {parameter.opts[0]} out")
+        if source is ParameterSource.ENVIRONMENT and parameter.name in names:
+            raise click.UsageError(f"{reason}: unset {parameter.envvar}")
 
 
 @contextmanager
@@ -185,6 +206,7 @@ def _readable_errors(*, as_json: bool) -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
+        name_variable(error)
         vars(error)["message"] = readable(error.message)
         if as_json:
             path = getattr(getattr(error, "ctx", None), "command_path", "resdeploy")
@@ -197,10 +219,12 @@ def _readable_errors(*, as_json: bool) -> Iterator[None]:
         raise
 
 
-def _asks_for_json(arguments: Sequence[str] | None) -> bool:
-    """Return True if `--json` is an option in a command line, which may not be parsed yet."""
+def _asks_for(flag: str, arguments: Sequence[str] | None) -> bool:
+    """Return True if a flag is in a command line, which may not be parsed yet, or in a variable."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return "--json" in words[: words.index("--") if "--" in words else None]
+    command = next((word for word in words if not word.startswith("-")), "")
+    given = flag in words[: words.index("--") if "--" in words else None]
+    return given or variable_is_set(command, flag)
 
 
 def _print_document(result: Any, warnings: Iterable[ExportWarning]) -> None:
@@ -227,21 +251,37 @@ def _failure(error: Exception) -> Failure:
     return Failure(message, readable(hint) if hint else None, ExitCode.FAILED)
 
 
-def _log_to_stderr(*, debug: bool) -> list[ExportWarning]:
+def _log_start(context: click.Context) -> None:
+    """Log what this runs on, for reports of faults, and the variables that set options."""
+    python, kernel = sys.version.split()[0], os.uname()
+    logger.debug(
+        "resdeploy %s, Python %s, %s %s", __version__, python, kernel.sysname, kernel.machine
+    )
+    if used := ", ".join(variables_in_use(context)):
+        logger.info("options set by variables: %s", used)
+    if unknown := ", ".join(unknown_variables(context.command, os.environ)):
+        logger.warning("no option of %s belongs to %s", context.command.name, unknown)
+
+
+def _log_to_stderr(*, debug: bool, in_json: bool) -> list[ExportWarning]:
     """Print log messages on stderr; return a list to which the first warnings are added."""
-    handler, logged = _StderrHandler(), list[ExportWarning]()
-    handler.setFormatter(_Formatter())
+    handler, logged, text = _StderrHandler(), list[ExportWarning](), _Formatter()
+    handler.setFormatter(text)
+    if in_json:
+        from resdeploy.runtime.serving.logs import JsonFormatter
+
+        handler.setFormatter(JsonFormatter())
 
     def keep(record: logging.LogRecord) -> bool:
         if record.levelno == logging.WARNING and len(logged) < LOGGED_WARNINGS:
-            message = handler.format(record).removeprefix("warning: ")
+            message = text.format(record).removeprefix("warning: ")
             logged.append(ExportWarning(message=message, hint=""))
         return True
 
     handler.addFilter(keep)
-    logger = logging.getLogger("resdeploy")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    top = logging.getLogger("resdeploy")
+    top.handlers[:] = [handler]
+    top.setLevel(logging.DEBUG if debug else logging.INFO)
     return logged
 
 

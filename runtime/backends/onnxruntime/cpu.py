@@ -14,7 +14,7 @@ import numpy.typing as npt
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact, Encoding
-from resdeploy.errors import BackendError, needs_extra
+from resdeploy.errors import BackendError, install_hint, needs_extra
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.machine.jetson import version_numbers
 from resdeploy.runtime.backends.base import OpenOptions, Unavailability
@@ -38,7 +38,7 @@ PROVIDER = "CPUExecutionProvider"
 def check_availability() -> Unavailability | None:
     """Return the reason why ONNX Runtime cannot run here; None if it can."""
     if installed_version() is None:
-        return Unavailability("onnxruntime is not installed", "pip install 'resdeploy[cpu]'")
+        return Unavailability("onnxruntime is not installed", install_hint("cpu"))
     return None
 
 

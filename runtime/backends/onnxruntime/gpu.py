@@ -13,7 +13,7 @@ from ctypes.util import find_library
 
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import INPUT_NAME, Artifact, Precision
-from resdeploy.errors import BackendError, needs_extra
+from resdeploy.errors import BackendError, install_hint, needs_extra
 from resdeploy.images.preprocessing import ImageSize, height_and_width, size_text
 from resdeploy.runtime.backends.base import Batches, OpenOptions, Unavailability
 from resdeploy.runtime.backends.cuda import check_gpu_availability
@@ -40,7 +40,7 @@ ARTIFACTS = {CUDA: ("fp16", "fp32", "int8"), TENSORRT: ("int8", "fp16", "fp32")}
 def check_availability(name: str) -> Unavailability | None:
     """Return the reason why the backend `name` cannot run here; None if it can."""
     if installed_version() is None:
-        return Unavailability("onnxruntime-gpu is not installed", "pip install 'resdeploy[gpu]'")
+        return Unavailability("onnxruntime-gpu is not installed", install_hint("gpu"))
     import onnxruntime
 
     if PROVIDERS[name] not in onnxruntime.get_available_providers():
@@ -55,7 +55,7 @@ def check_availability(name: str) -> Unavailability | None:
     if name == TENSORRT and not (tensorrt_version(Flavour.TENSORRT) or find_library("nvinfer")):
         return Unavailability(
             f"{PROVIDERS[name]} needs TensorRT, which is not installed",
-            "pip install 'resdeploy[gpu]', or use --backend onnxruntime-cuda",
+            f"{install_hint('gpu')}; or use --backend onnxruntime-cuda",
         )
     return None
 

@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from resdeploy.errors import BackendError, one_line_reason
+from resdeploy.errors import BackendError, install_hint, one_line_reason
 from resdeploy.runtime.backends.base import Unavailability
 from resdeploy.runtime.backends.cuda import CudaDevice, CudaRuntime, check_gpu_availability
 
@@ -144,9 +144,9 @@ def _find_module(flavour: Flavour) -> str | None:
 
 def _install_hint(flavour: Flavour) -> str:
     if flavour is Flavour.RTX:
-        return "pip install 'resdeploy[rtx]'"
+        return install_hint("rtx")
     return (
-        "pip install 'resdeploy[gpu]'; on a Jetson, install JetPack and create the virtual "
+        f"{install_hint('gpu')}; on a Jetson, install JetPack and create the virtual "
         "environment with --system-site-packages"
     )
 

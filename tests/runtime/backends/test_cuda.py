@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from resdeploy.errors import BackendError
+from resdeploy.errors import BackendError, install_hint
 from resdeploy.runtime.backends import cuda
 from resdeploy.runtime.backends.base import Unavailability
 from resdeploy.runtime.backends.cuda import (
@@ -98,7 +98,7 @@ def test_without_bindings_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPat
 
     found = availability_with(missing, monkeypatch)
     assert found is not None
-    assert found.hint == "pip install 'resdeploy[gpu]'"
+    assert found.hint == install_hint("gpu")
 
 
 @pytest.mark.parametrize(

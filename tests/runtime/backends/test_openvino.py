@@ -8,7 +8,7 @@ import pytest
 
 from resdeploy.benchmark_process.workload import Workload
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.errors import BackendError
+from resdeploy.errors import BackendError, install_hint
 from resdeploy.progress import silent
 from resdeploy.result_files.verification import Rule
 from resdeploy.runtime.backends import engine_speeds, openvino, registry
@@ -92,4 +92,4 @@ def test_without_openvino_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(openvino, "installed_version", lambda: None)
     found = openvino.check_availability()
     assert found is not None
-    assert found.hint == "pip install 'resdeploy[openvino]'"
+    assert found.hint == install_hint("openvino")

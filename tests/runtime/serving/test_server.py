@@ -274,9 +274,11 @@ def test_several_models_and_a_token_from_the_environment(
     tiny_bundle: Bundle, tmp_path: Path, image_data: Path
 ) -> None:
     other = shutil.copytree(tiny_bundle.path, tmp_path / "other.bundle")
-    secret = {"RESDEPLOY_TOKEN": "secret"}
-    with ServerProcess(tiny_bundle.path, other, "--threads", 1, environment=secret) as server:
+    variables = {"RESDEPLOY_TOKEN": "secret", "RESDEPLOY_SERVE_THREADS": "1"}
+    with ServerProcess(tiny_bundle.path, other, environment=variables) as server:
         server.until_ready()
+        first = server.log[0]
+        assert (first["level"], first["message"].split()[-1]) == ("info", "RESDEPLOY_SERVE_THREADS")
         assert server.ask("/v2").status == 401
         token = {"Authorization": "Bearer secret"}
         for name in ("tiny", "other"):

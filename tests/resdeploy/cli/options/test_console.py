@@ -175,7 +175,7 @@ def test_with_json_wrong_usage_is_a_document_too(
 def test_a_missing_package_names_its_extra() -> None:
     answer = raising(ModuleNotFoundError("No module named 'torch'", name="torch.nn"))
     assert "needs torch" in answer.stderr
-    assert "resdeploy[train]" in answer.stderr
+    assert "[train]" in answer.stderr
 
 
 def test_debug_keeps_the_traceback() -> None:

@@ -82,7 +82,7 @@ def test_without_onnxruntime_the_hint_names_the_extra(monkeypatch: pytest.Monkey
     monkeypatch.setattr(onnxruntime_gpu, "installed_version", lambda: None)
     found = check_availability(CUDA)
     assert found is not None
-    assert "resdeploy[gpu]" in found.hint
+    assert "'.[gpu]' in the clone" in found.hint
 
 
 def test_without_a_gpu_the_reason_is_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
