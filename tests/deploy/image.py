@@ -31,7 +31,9 @@ CERTIFICATES = {name: os.environ[name] for name in ("PIP_CERT",) if name in os.e
 # `$1` is the root; the last line starts the program. Only the folders of `$WRITABLE` are in memory.
 ENTER = """
 mount --bind "$1" "$1" && mount -t proc proc "$1/proc"
-for name in null zero random urandom; do touch "$1/dev/$name"; mount --bind /dev/$name "$1/dev/$name"; done
+for name in null zero random urandom; do
+  touch "$1/dev/$name"; mount --bind "/dev/$name" "$1/dev/$name"
+done
 for folder in $WRITABLE; do mount -t tmpfs tmpfs "$1$folder"; done
 eval "$SETUP"
 exec chroot "$@"
@@ -58,7 +60,11 @@ class Stage:
             owner, group = user.split(":")
             program = ["setpriv", "--reuid", owner, "--regid", group, *WITHOUT_RIGHTS, *program]
         inner = [f"{key}={value}" for key, value in {**self.environment, **variables}.items()]
-        outer = [f"SETUP={setup}", f"WRITABLE={writable}", f"CERTIFICATES={' '.join(CERTIFICATES.values())}"]
+        outer = [
+            f"SETUP={setup}",
+            f"WRITABLE={writable}",
+            f"CERTIFICATES={' '.join(CERTIFICATES.values())}",
+        ]
         return [
             "env", *outer, "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc",
             ENTER, "enter", str(self.root), "env", "-i", *inner, *program,
@@ -86,12 +92,14 @@ def folder() -> Path:
     """Return the folder of the image; its name has a hash of the steps and of the sources."""
     digest = hashlib.sha256(DOCKERFILE.read_bytes() + Path(__file__).read_bytes())
     for name in context_files():
-        digest.update(name.encode() + (b"" if (ROOT / name).is_dir() else (ROOT / name).read_bytes()))
+        digest.update(
+            name.encode() + (b"" if (ROOT / name).is_dir() else (ROOT / name).read_bytes())
+        )
     return CACHE / f"container-{digest.hexdigest()[:12]}"
 
 
 def run_steps(target: Path, work: Path | None = None) -> Stage:
-    """Run the steps below `work` and leave the image in `target`; without `work`, only read them."""
+    """Run the steps below `work` and leave the image in `target`; without `work`, read them."""
     stages: dict[str, Stage] = {}
     stage = Stage(target)
     for number, (name, text) in enumerate(read_dockerfile(DOCKERFILE)):

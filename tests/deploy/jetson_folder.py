@@ -18,7 +18,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "deploy/jetson/pack"
 def load_script() -> Any:
     """Return deploy/jetson/pack as a module."""
     spec = spec_from_loader("pack", SourceFileLoader("pack", str(SCRIPT)))
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module: ModuleType = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""The Dockerfiles: what they copy and start exists, and the image for CPUs serves without rights."""
+"""The Dockerfiles: what they use and start exists, and the image for CPUs serves without rights."""
 
 from __future__ import annotations
 
@@ -89,12 +89,15 @@ def test_image_serves_without_rights_and_without_writing(
     port = 20_000 + os.getpid() % 10_000  # the chroot shares the host's network
     program = [*words(steps, "ENTRYPOINT"), *words(steps, "CMD"), f"--port={port}"]
     # As `docker run --read-only` does: only /dev/shm is in memory, not even /tmp.
-    mounts = f'mkdir -p "$1/bundles/model.bundle"; mount --bind {tiny_bundle.path} "$1/bundles/model.bundle"'
-    command = container.command(program, f"{mounts}; {image.READ_ONLY}", "/dev/shm", {})
+    place = '"$1/bundles/model.bundle"'
+    setup = f"mkdir -p {place}; mount --bind {tiny_bundle.path} {place}; {image.READ_ONLY}"
+    command = container.command(program, setup, "/dev/shm", {})
     with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stderr=log) as process:
         try:
             health = words(steps, "HEALTHCHECK")[-1].replace(":8000/", f":{port}/")
-            while subprocess.run([sys.executable, "-c", health], stderr=subprocess.DEVNULL, check=False).returncode:
+            while subprocess.run(
+                [sys.executable, "-c", health], stderr=subprocess.DEVNULL, check=False
+            ).returncode:
                 assert process.poll() is None, (tmp_path / "log").read_text()
                 time.sleep(0.2)
             Image.new("RGB", (64, 48), "red").save(tmp_path / "red.png")
@@ -103,7 +106,11 @@ def test_image_serves_without_rights_and_without_writing(
                 assert len(json.load(answer)["predictions"]) == 3
             (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             status = dict(re.findall(r"(\w+):\t(\S+)", Path(f"/proc/{server}/status").read_text()))
-            assert (status["Uid"], int(status["CapEff"], 16), status["NoNewPrivs"]) == ("10001", 0, "1")
+            assert (status["Uid"], int(status["CapEff"], 16), status["NoNewPrivs"]) == (
+                "10001",
+                0,
+                "1",
+            )
             os.kill(int(server), signal.SIGTERM)  # the server is process 1, as in a container
             assert process.wait() == 0
         finally:
