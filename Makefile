@@ -20,7 +20,7 @@ environments: .venv/dev ## Download the environments of some tests: aarch64, Pyt
 test: .venv/dev ## Run all tests in parallel
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
-container: .venv/dev ## Run the steps of the CPU image in a chroot, and test it (as root, with debootstrap)
+container: .venv/dev ## Build the image for CPUs with podman, and test it (as root, with debootstrap and runc)
 	$(BIN)/python -m tests.deploy.image
 	$(BIN)/python -m pytest tests/deploy/test_docker.py
 
