@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo environments test chaos check fuzz format lock dist clean
+.PHONY: help demo environments test container chaos check fuzz format lock dist clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,6 +19,10 @@ environments: .venv/dev ## Download the environments of some tests: aarch64, Pyt
 
 test: .venv/dev ## Run all tests in parallel
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+
+container: .venv/dev ## Build the image for CPUs with podman, and test it (as root, with debootstrap and runc)
+	$(BIN)/python -m tests.deploy.image
+	$(BIN)/python -m pytest tests/deploy/test_docker.py
 
 chaos: .venv/dev ## Kill, starve and race commands, and servers that reload (about an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.chaos

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,14 @@ import pytest
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.manifest import write_manifest
 from resdeploy.export.graph.residual_scales import closest_fractions
 from resdeploy.runtime.model import load
+from tests.aarch64 import userland
 from tests.aarch64.conftest import PLAIN_SESSION, Emulated, plain_session_files
 from tests.boards import BOARDS, Files, power_mode
+from tests.deploy.jetson_folder import load_script, write_wheels
 from tests.int8_kernels import ONNX_RUNTIME, run_kernels
 from tests.results import read_document
 
@@ -74,6 +80,48 @@ def test_doctor_recognises_the_board(
     assert any("sudo nvpmodel -m" in line for line in found["advice"])
     assert any("TensorRT" in line for line in found["advice"])  # it is missing here
     assert emulated.run("-c", READ_POWER).stdout == f"{power}\n"
+
+
+def test_a_folder_installs_itself_on_a_board(
+    board: Callable[[Files], Emulated], wheel: Path, tiny_bundle: Bundle, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Pack a folder, run its script as on a board, and let doctor verify the installed bundle."""
+    emulated = board(BOARDS["orin-nano"])
+    bundle = tmp_path / "r34.bundle"
+    shutil.copytree(tiny_bundle.path, bundle)
+    # Float convolutions are slow on an emulated CPU.
+    manifest = replace(tiny_bundle.manifest, artifacts=(tiny_bundle.artifact("int8-cpu"),))
+    write_manifest(bundle, manifest)
+    pack = load_script()
+    monkeypatch.setattr(pack, "collect_wheels", lambda folder, *_: write_wheels(
+        folder, wheel, emulated.sites / "runtime"
+    ))  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["pack", "6", str(bundle), "-o", "jetson"])
+    pack.main()
+    folder, installed = Path("jetson").absolute(), tmp_path / "installed"
+    assert (folder / "target").read_text() == "jetpack=6\npython=python3.10\n"
+    (folder / "target").write_text(f"jetpack=6\npython=python{userland.PYTHON}\n")
+    # The host starts programs of the board only through QEMU, with the name of its own file.
+    python = tmp_path / f"bin/python{userland.PYTHON}"
+    python.parent.mkdir()
+    python.write_text(
+        f'#!/bin/sh\nexec {userland.QEMU} -0 "$0" -L {emulated.root} -cpu {userland.CPU[0]} '
+        f'{emulated.root}/usr/bin/python{userland.PYTHON} "$@"\n'
+    )
+    python.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{python.parent}:/usr/bin:/bin", "PIP_NO_COMPILE": "1"}
+    done = subprocess.run(
+        ["sh", str(folder / "install"), str(installed)], env=environment, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Jetson Orin Nano" in done.stdout
+    assert "bit-exact  reproduced" in done.stdout
+    assert open_bundle(installed / "srv/resdeploy/model.bundle").manifest == manifest
+    token = installed / "etc/resdeploy/token"
+    assert (token.stat().st_mode & 0o777, len(bytes.fromhex(token.read_text()))) == (0o600, 32)
+    assert (installed / "etc/systemd/system/resdeploy.service").is_file()
 
 
 @pytest.mark.parametrize("sites", VERSIONS)

@@ -72,7 +72,11 @@ def run(
     """Run the userland's Python with these arguments and packages, with `root` as its root."""
     return subprocess.run(
         [QEMU, "-L", str(root), "-cpu", CPU[0], str(root / f"usr/bin/python{PYTHON}"), *command],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sites)), **(environment or {})},
+        # Compiled modules stay beside their sources: an emulated CPU compiles them for seconds.
+        env={
+            **os.environ, "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONPATH": os.pathsep.join(map(str, sites)), **(environment or {}),
+        },
         capture_output=True, text=True, check=False, timeout=1200,
     )  # fmt: skip
 
