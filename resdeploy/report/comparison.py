@@ -15,7 +15,7 @@ from resdeploy.result_files.comparison import (
     LayerChange,
 )
 from resdeploy.statistics import Verdict
-from resdeploy.tables import plural, table
+from resdeploy.tables import percentage, plural, table
 
 MAX_LAYER_NAMES = 8
 
@@ -60,8 +60,8 @@ def _accuracy(result: Comparison) -> list[Table]:
             line.artifact,
             line.backend,
             f"{line.images:,}",
-            f"{line.first:.2f} %",
-            f"{line.second:.2f} %",
+            percentage(line.first, 2),
+            percentage(line.second, 2),
             f"{line.drop:+.2f}",
             f"{line.drop_low:+.2f} to {line.drop_high:+.2f}" if line.different else "bit-identical",
             line.verdict.value,

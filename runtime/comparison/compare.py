@@ -71,8 +71,8 @@ def compare(
     return Comparison(
         # A difference between two machines is no evidence for either version.
         verdict=Verdict.INCONCLUSIVE if changes.notices else worst_verdict(verdicts),
-        first=first,
-        second=second,
+        first=_shown_source(first),
+        second=_shown_source(second),
         max_drop=config.max_drop,
         max_slowdown=config.max_slowdown,
         latency=changes.lines,
@@ -81,6 +81,11 @@ def compare(
         notices=changes.notices,
         environment=Environment.collect(),
     )
+
+
+def _shown_source(name: str) -> str:
+    """Return the name of a file of results, perhaps with `@DATE`, without foreign folders."""
+    return shown_path(Path(name)) if Path(name).is_absolute() else name
 
 
 def compare_bundles(

@@ -21,9 +21,10 @@ from resdeploy.errors import BundleError, DocumentError, OutputError
 from resdeploy.json_documents import jsonable, parse
 from resdeploy.pages.blocks import Figure, Page, Table
 from resdeploy.pages.markdown import to_markdown
+from resdeploy.pages.template import to_html
 from resdeploy.report.contents import BundleContents
 from resdeploy.report.latency import benchmark_section
-from resdeploy.report.report import ReportInputs, make_page, report, to_html
+from resdeploy.report.report import ReportInputs, make_page, report
 from resdeploy.result_files.verification import Verification
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
