@@ -14,7 +14,8 @@ from html import escape
 
 LEFT, RIGHT = 2.0, 98.0  # percent of the width
 GUTTER = 15.0  # width of the tick labels of a vertical axis, in percent
-ROW = 42
+ROW = 50
+BAR_ROW = 36
 AXIS = 38
 PLOT_HEIGHT = 300
 NARROWEST = 300  # pixels: the width on a small phone, on which no label may cover another
@@ -203,10 +204,10 @@ def bars(rows: Sequence[tuple[str, float]], *, axis: str, description: str) -> s
     numbers = "; ".join(f"{label}: {value:.2g}" for label, value in rows)
     parts = []
     for index, (label, value) in enumerate(rows):
-        top = index * 32
+        top = index * BAR_ROW
         parts.append(_text(LEFT, top + 13, _shortened(label)))
         parts.append(_rectangle(LEFT, top + 18, max(x_scale(value) - LEFT, 0.2), 8, "value"))
-    bottom = len(rows) * 32 + 4
+    bottom = len(rows) * BAR_ROW + 2
     parts += _axis(x_scale, bottom, axis)
     return _svg(bottom + AXIS, f"{description} {numbers}", parts)
 

@@ -23,7 +23,7 @@ from resdeploy.pages.blocks import Block, Facts, Section, Table, Text
 from resdeploy.report.layers import layer_blocks
 from resdeploy.report.trade_off import trade_off_blocks
 from resdeploy.result_files.benchmark import LayerTimes
-from resdeploy.result_files.provenance import Environment
+from resdeploy.result_files.provenance import Environment, without_folders
 from resdeploy.tables import NONE, WORST, percentage, plural
 
 Document = TypeVar("Document")
@@ -147,8 +147,7 @@ def _input(manifest: Manifest) -> Facts:
     model, prep = manifest.model, manifest.preprocessing
     return Facts(
         facts=(
-            ("network", f"{model.get('name')}, {manifest.classes} classes"),
-            ("weights", str(model.get("source", "unknown"))),
+            ("weights", without_folders(str(model.get("source", "unknown")))),
             ("sha256 of the weights", str(model.get("source_sha256", "unknown"))),
             ("input", f"uint8 RGB, shape (batch, {prep.size[0]}, {prep.size[1]}, 3)"),
             ("pre-processing", describe_choice(prep, manifest.preprocessing_origins)),

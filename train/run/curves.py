@@ -14,6 +14,7 @@ from resdeploy.train.run.folder import EpochMetrics
 from resdeploy.train.run.outcome import RunOutcome
 
 TRAINING, VALIDATION, BEST, BASELINE = "line0", "line1", "mark0", "mark1"
+Curve = list[tuple[float, float]]
 
 
 def curve_figures(metrics: Sequence[EpochMetrics], outcome: RunOutcome) -> tuple[Figure, ...]:
@@ -22,7 +23,8 @@ def curve_figures(metrics: Sequence[EpochMetrics], outcome: RunOutcome) -> tuple
     The accuracy's plot also marks the accuracy of always predicting the most frequent class.
     """
     best = f"best epoch: {outcome.best_epoch}"
-    baseline, accuracies = outcome.baseline_accuracy, [(m.epoch, m.accuracy) for m in metrics]
+    baseline = outcome.baseline_accuracy
+    accuracies: Curve = [(line.epoch, line.accuracy) for line in metrics]
     losses = _known([(line.epoch, line.loss) for line in metrics])
     val_losses = _known([(line.epoch, line.val_loss) for line in metrics])
     figures = [
@@ -57,7 +59,7 @@ def curve_figures(metrics: Sequence[EpochMetrics], outcome: RunOutcome) -> tuple
 
 
 def _figure(
-    curves: dict[str, list[tuple[float, float]]],
+    curves: dict[str, Curve],
     best: int,
     *,
     y_label: str,
@@ -93,5 +95,5 @@ def _figure(
     )
 
 
-def _known(values: list[tuple[int, float]]) -> list[tuple[float, float]]:
+def _known(values: Curve) -> Curve:
     return [(epoch, value) for epoch, value in values if math.isfinite(value)]

@@ -28,7 +28,7 @@ from resdeploy.pages.blocks import (
     Text,
 )
 from resdeploy.report.origin import made_text, origin_section
-from resdeploy.result_files.provenance import Environment, shown_path
+from resdeploy.result_files.provenance import Environment, shown_path, without_folders
 from resdeploy.tables import percentage, plural
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.shards import ImageFile, TarMember, image_content
@@ -146,7 +146,7 @@ def _picture(file: ImageFile, preprocessing: Preprocessing, title: str, text: st
 
 def _unreadable(names: Sequence[str]) -> Iterator[Section]:
     if names:
-        lines = tuple(_without_folders(name) for name in names[:MAX_UNREADABLE])
+        lines = tuple(without_folders(name) for name in names[:MAX_UNREADABLE])
         blocks: list[Block] = [Commands(lines=lines)]
         if len(names) > MAX_UNREADABLE:
             blocks.append(Text(text=f"{UNREADABLE} lists all of them."))
@@ -155,12 +155,5 @@ def _unreadable(names: Sequence[str]) -> Iterator[Section]:
 
 
 def _settings(config: TrainingConfig) -> Facts:
-    return Facts(
-        facts=tuple((name, _without_folders(value)) for name, value in config.to_json().items())
-    )
-
-
-def _without_folders(value: object) -> str:
-    """Return a value as text; an absolute path says nothing on another machine."""
-    text = "none" if value is None else str(value)
-    return shown_path(Path(text)) if text.startswith("/") else text
+    values = {name: value for name, value in config.to_json().items() if value is not None}
+    return Facts(facts=tuple((name, without_folders(str(value))) for name, value in values.items()))
