@@ -12,15 +12,15 @@ def to_markdown(page: Page) -> str:
     """Return a page as Markdown, without its plots and its tables for HTML only."""
     verdict = f": {page.verdict.value}" if page.verdict else ""
     parts = [f"## {markdown_cell(page.title)}{verdict}"]
-    parts += [markdown_cell(line) for line in (page.lead, page.subject) if line]
-    parts += [f"**{markdown_cell(page.recommendation)}**"] if page.recommendation else []
     parts += [
         "> [!WARNING]\n"
         + "".join(f"> **{markdown_cell(message)}**\n>\n" for message in messages)
         + f"> {markdown_cell(hint)}"
         for messages, hint in page.warnings
     ]
-    parts += [f"**{markdown_cell(sentence)}**" for sentence in page.summary]
+    parts += [markdown_cell(line) for line in (page.lead, page.subject) if line]
+    bold = [page.recommendation] if page.recommendation else []
+    parts += [f"**{markdown_cell(sentence)}**" for sentence in [*bold, *page.summary]]
     for section in page.sections:
         shown = [part for block in section.blocks for part in _block(block)]
         if not shown:

@@ -115,7 +115,7 @@ def _drops(result: Verification) -> Figure:
     return Figure(
         svg=intervals(
             rows,
-            axis="drop of top-1 accuracy against FP32, in points",
+            axis="drop of top-1 accuracy, in points",
             description="Drop of top-1 accuracy against FP32, in points.",
             marks=(0.0, result.max_drop),
         ),

@@ -53,14 +53,9 @@ def export_summary(manifest: Manifest) -> str:
 
 def network_text(manifest: Manifest) -> str:
     """Return the network of a bundle, its input size, its classes and the day of the export."""
-    size, date = (
-        size_text(manifest.preprocessing.image_size),
-        export_environment(manifest).date[:10],
-    )
-    return (
-        f"{manifest.model.get('name')} at {size} pixels, {plural(manifest.classes, 'class')}, "
-        f"exported on {date}"
-    )
+    size, date = manifest.preprocessing.image_size, export_environment(manifest).date[:10]
+    name, classes = manifest.model.get("name"), plural(manifest.classes, "class")
+    return f"{name} at {size_text(size)} pixels, {classes}, exported on {date}"
 
 
 def bundle_sections(bundles: Sequence[BundleContents]) -> list[Section]:

@@ -56,7 +56,7 @@ def _spread(timings: list[Timing]) -> Figure:
     return Figure(
         svg=bands(
             rows,
-            axis="milliseconds per call, on a logarithmic scale",
+            axis="milliseconds per call (logarithmic)",
             description="Distribution of the times of single calls, in milliseconds.",
         ),
         caption="Distribution of the times of single calls. The line is the median, the dark band "
@@ -100,7 +100,7 @@ def _speedups(timings: list[Timing]) -> Figure:
     return Figure(
         svg=intervals(
             rows,
-            axis="times as fast as PyTorch eager, on a logarithmic scale",
+            axis="speed-up (logarithmic)",
             description="Speed-ups with 95 % confidence intervals.",
             marks=(1.0,),
             logarithmic=True,

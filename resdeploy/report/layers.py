@@ -139,11 +139,11 @@ def _noise(graph: str, layers: Sequence[LayerCost]) -> Figure:
     return Figure(
         svg=svg.bars(
             rows,
-            axis="noise at the logits, in % of the signal's power (longer is worse)",
+            axis="noise, in % of the signal's power",
             description=f"Noise at the logits of {graph} by layer, in % of the signal's power.",
         ),
         caption=f"The noisiest layers of {graph}. This is the INT8 graph of the bundle with the "
-        "lowest agreement, then SQNR. Noise at the logits when only the layer's input, or only its "
+        "lowest agreement, then SQNR. A longer bar is worse: noise at the logits when only the layer's input, or only its "
         "weights, are quantised, whichever is worse.",
     )
 
@@ -159,8 +159,8 @@ def _histogram(values: ActivationHistogram) -> Figure:
             values.low,
             values.high,
             (values.range_low, values.range_high),
-            axis=f"value of {values.tensor}",
-            y_label="number of values, on a logarithmic scale",
+            axis="value of the activation",
+            y_label="number of values (logarithmic)",
             description=f"Histogram of {values.tensor}: {ranges}",
         ),
         caption=f"Activations of {values.tensor} on the calibration images. "

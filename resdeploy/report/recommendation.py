@@ -11,7 +11,7 @@ from resdeploy.result_files.verification import ArtifactResult, Verification
 from resdeploy.statistics import Verdict
 
 GOOD = (Verdict.PASS, Verdict.REPRODUCED)
-UNVERIFIED = "Accuracy is not judged. Before you deploy, run resdeploy verify with --data."
+UNVERIFIED = "Before you deploy, judge the accuracy: resdeploy verify with --data."
 
 
 def recommendation(

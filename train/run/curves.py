@@ -91,7 +91,7 @@ def _figure(
             whole_x=True,
         ),
         caption=caption,
-        legend=legend,
+        legend=tuple(line for line in legend if line[0] == BEST or curves.get(line[0])),
     )
 
 

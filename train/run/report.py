@@ -106,8 +106,8 @@ def _errors(
         yield Text(text="All images were predicted correctly.")
         return
     yield Table(
-        caption="Most frequent errors.",
-        head=("true class", "predicted class", "images", "share of the true class"),
+        caption="Most frequent errors. Share: of the images of the true class.",
+        head=("true class", "predicted class", "images", "share"),
         rows=tuple(
             (
                 labels[true],
@@ -156,4 +156,10 @@ def _unreadable(names: Sequence[str]) -> Iterator[Section]:
 
 def _settings(config: TrainingConfig) -> Facts:
     values = {name: value for name, value in config.to_json().items() if value is not None}
-    return Facts(facts=tuple((name, without_folders(str(value))) for name, value in values.items()))
+    return Facts(facts=tuple((name, _setting(value)) for name, value in values.items()))
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else without_folders(str(value))

@@ -99,14 +99,15 @@ def test_golden_images_alone_have_no_accuracy(tiny_bundle: Bundle) -> None:
     assert sentence.startswith("This machine computes what the export computed (24 golden images).")
     assert "That says nothing about accuracy: about " in sentence
     html_page = to_html(page).decode()
-    assert '<p class="verdict reproduced"><strong>Reproduced</strong></p>' in html_page
+    assert '<div class="verdict reproduced"><p><strong>Reproduced</strong>: ' in html_page
     assert '.verdict.reproduced::before { content: "="; }' in html_page  # no tick
 
 
 def test_a_bundle_alone_has_no_verdict(tiny_bundle: Bundle) -> None:
     page = page_of(bundles=[BundleContents("b", tiny_bundle.manifest, None)])
     assert page.verdict is None
-    assert "Accuracy is not judged" in page.summary[0]
+    assert page.recommendation.startswith("Before you deploy, judge the accuracy")
+    assert page.lead.startswith("resnet10 at 32 pixels, 3 classes, exported on 20")
     assert to_markdown(page).startswith("## b\n")
 
 
