@@ -143,8 +143,8 @@ def _noise(graph: str, layers: Sequence[LayerCost]) -> Figure:
             description=f"Noise at the logits of {graph} by layer, in % of the signal's power.",
         ),
         caption=f"The noisiest layers of {graph}. This is the INT8 graph of the bundle with the "
-        "lowest agreement, then SQNR. A longer bar is worse: noise at the logits when only the layer's input, or only its "
-        "weights, are quantised, whichever is worse.",
+        "lowest agreement, then SQNR. A longer bar is worse: noise at the logits when only the "
+        "layer's input, or only its weights, are quantised, whichever is worse.",
     )
 
 
