@@ -23,7 +23,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Classify the frames of a camera.")
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     parser.add_argument("source", help="number of a camera, a file or a URL")
-    parser.add_argument("--min-probability", type=float, default=0.5, help="from 0 to 1")
     options = parser.parse_args()
 
     source = int(options.source) if options.source.isdigit() else options.source
@@ -37,7 +36,7 @@ def main() -> None:
                 break
             (best,) = model.predict(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), top=1)
             frames += 1
-            if best.label != shown and best.probability >= options.min_probability:
+            if best.label != shown:
                 shown = best.label
                 print(f"frame {frames}: {shown} ({100 * best.probability:.0f} %)")
     capture.release()

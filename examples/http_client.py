@@ -17,21 +17,18 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-TRIES, TIMEOUT_SECONDS = 5, 30.0
 
-
-def classify(url: str, picture: bytes, token: str = "") -> Any:
+def classify(url: str, picture: bytes, token: str = "", tries: int = 5) -> Any:
     """Return the server's answer, or raise HTTPError if it refuses the picture."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(f"{url}/v1/classify?top=3", picture, headers)
-    attempts = 0
     while True:
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+            with urllib.request.urlopen(request, timeout=30) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
-            attempts += 1
-            if error.code != 503 or attempts == TRIES:
+            tries -= 1
+            if error.code != 503 or not tries:
                 raise
             time.sleep(float(error.headers.get("Retry-After", 1)))
 

@@ -5,9 +5,8 @@
 
 Write `weights.pth` with `torch.save(network.state_dict(), "weights.pth")`. The network must be a
 ResNet (or ResNeXt, or wide ResNet) as in torchvision, timm or Hugging Face: `resdeploy inspect
-weights.pth` says how it is understood. `photos` holds pictures to calibrate INT8 on; without them,
-there is no INT8. A file of weights does not say how your training prepared its pictures, so state it
-in PREPROCESSING.
+weights.pth` says how it is understood. `photos` are pictures to calibrate INT8 on. A file of weights
+does not say how your training prepared its pictures, so state it in PREPROCESSING.
 """
 
 from __future__ import annotations

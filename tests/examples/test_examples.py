@@ -90,7 +90,7 @@ def test_a_video_is_classified(run: Run, tiny_bundle: Bundle) -> None:
         writer.write(frame)
         writer.write(frame)
     writer.release()
-    code, output = run("camera", tiny_bundle.path, "colours.avi", "--min-probability", 0)
+    code, output = run("camera", tiny_bundle.path, "colours.avi")
     assert code == 0
     assert re.findall("frame ([0-9]+): ([a-z]+)", output)[0][0] == "1"
     assert "6 frames, " in output
