@@ -5,8 +5,8 @@
 
 Write `weights.pth` with `torch.save(network.state_dict(), "weights.pth")`. The network must be a
 ResNet (or ResNeXt, or wide ResNet) as in torchvision, timm or Hugging Face: `resdeploy inspect
-weights.pth` says how it is understood. `photos` are pictures to calibrate INT8 on. A file of weights
-does not say how your training prepared its pictures, so state it in PREPROCESSING.
+weights.pth` says how it is understood. `photos` are pictures to calibrate INT8 on. Weights do not
+say how your training prepared its pictures, so state it in PREPROCESSING.
 """
 
 from __future__ import annotations

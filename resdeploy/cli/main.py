@@ -37,4 +37,8 @@ class _Commands(UserDict[str, Any]):
 )
 @click.version_option(__version__, prog_name="resdeploy")
 def main() -> None:
-    """Train a ResNet, export it to ONNX, run it on GPUs, Jetsons and CPUs, and verify it there."""
+    """Train a ResNet, export it to ONNX, run it on GPUs, Jetsons and CPUs, and verify it there.
+
+    A bundle is the folder that `export` writes and most commands read: ONNX graphs, labels, and
+    golden images with PyTorch's logits, which verify the graphs on any machine.
+    """
