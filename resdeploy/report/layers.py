@@ -32,6 +32,7 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
     names = {layer.name for layer in noisiest}
     measured = {name: f"{ms:.3f} ms" for name, ms in times.ms.items()} if times else {}
     time_head = ["time"] if times else []
+    float_head = ["in float for"] if any(layer.in_float for layer in analysis.layers) else []
     total = sum(layer.macs for layer in analysis.layers) or 1
     table = Table(
         caption="All convolutions and the classifier, in graph order. Share of the "
@@ -46,7 +47,7 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
             "MACs",
             "noise, input",
             "noise, weights",
-            "in float for",
+            *float_head,
             *time_head,
         ),
         rows=tuple(
@@ -56,7 +57,7 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
                 percentage(100 * layer.macs / total),
                 noise_text(layer.input_sqnr_db),
                 noise_text(layer.weight_sqnr_db),
-                ", ".join(layer.in_float) or NONE,
+                *([", ".join(layer.in_float) or NONE] if float_head else []),
                 *([measured.get(layer.name, NONE)] if times else []),
             )
             for layer in analysis.layers

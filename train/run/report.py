@@ -106,7 +106,7 @@ def _errors(
         yield Text(text="All images were predicted correctly.")
         return
     yield Table(
-        caption="Most frequent errors. Share: of the images of the true class.",
+        caption="Most frequent errors. Share: part of the images of the true class.",
         head=("true class", "predicted class", "images", "share"),
         rows=tuple(
             (
