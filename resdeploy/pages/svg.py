@@ -8,11 +8,10 @@ and a legend, which is a part of the page, names the lines.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import product
 
 LEFT, RIGHT = 2.0, 98.0  # percent of the width
 GUTTER = 15.0  # width of the tick labels of a vertical axis, in percent
@@ -190,7 +189,7 @@ def scatter(
         path = " ".join(f"{x_scale(x):.2f},{y_scale(y):.1f}" for x, y in line.points)
         parts.append(f'<polyline class="{line.style}" points="{path}"/>')
     parts.append("</svg>")
-    parts += _marks(points, lines, x_scale, y_scale)
+    parts += _marks(points, x_scale, y_scale)
     return _svg(PLOT_HEIGHT + AXIS, description, parts)
 
 
@@ -265,18 +264,9 @@ def _shortened(label: str) -> str:
     return label if len(label) <= LONGEST_LABEL else f"…{label[1 - LONGEST_LABEL :]}"
 
 
-def _marks(
-    points: Sequence[PlotPoint],
-    lines: Sequence[PlotLine],
-    x_scale: AxisScale,
-    y_scale: AxisScale,
-) -> list[str]:
-    """Return the marks of points, each with its label at the first free place beside or below.
-
-    A place is free if neither another label nor a line is there, or if need be only no label.
-    """
-    marks, labels, occupied = list[str](), list[str](), list[_Box]()
-    near_lines = [_Box(x, x, y) for line in lines for x, y in _along(line, x_scale, y_scale)]
+def _marks(points: Sequence[PlotPoint], x_scale: AxisScale, y_scale: AxisScale) -> list[str]:
+    """Return the marks of points, each with its label at the first free place beside or below."""
+    marks, labels, occupied = list[str](), list[str](), list[tuple[float, float, float]]()
     for point in points:
         x, y = x_scale(point.x), y_scale(point.y)
         css = f"point kind{point.kind}{' highlighted' if point.highlighted else ''}"
@@ -284,41 +274,18 @@ def _marks(
         pixel = 100 / NARROWEST  # in percent: labels that fit on a phone fit everywhere
         width, side = LETTER * len(point.label) * pixel, 10 * pixel
         sides = [(x + side, x + side + width, "start"), (x - side - width, x - side, "end")]
-        places = [
-            (_Box(left, right, label_y), anchor)
-            for label_y in (y + 4, y + 17, y - 9, y + 30)
-            for left, right, anchor in sides
-            if point.label and left >= x_scale.start and right <= 100 and label_y <= PLOT_HEIGHT
-        ]
-        for box, anchor in (
-            place for others in ([*occupied, *near_lines], occupied) for place in places
-            if not any(map(place[0].touches, others))
-        ):  # fmt: skip
-            occupied.append(box)
-            shift = 10 if anchor == "start" else -10
-            labels.append(_text(x, box.bottom, point.label, anchor, shift=shift))
-            break
+        for label_y, (left, right, anchor) in product((y + 4, y + 17, y - 9, y + 30), sides):
+            if not point.label or left < x_scale.start or right > 100 or label_y > PLOT_HEIGHT:
+                continue
+            if all(
+                right < other_left or other_right < left or abs(label_y - other_y) >= 13
+                for other_left, other_right, other_y in occupied
+            ):
+                occupied.append((left, right, label_y))
+                shift = 10 if anchor == "start" else -10
+                labels.append(_text(x, label_y, point.label, anchor, shift=shift))
+                break
     return marks + labels  # a label is never below a mark
-
-
-class _Box(NamedTuple):
-    """The place of a label, or a point that it must not cover."""
-
-    left: float
-    right: float
-    bottom: float
-
-    def touches(self, other: _Box) -> bool:
-        apart = self.right < other.left or other.right < self.left
-        return not apart and abs(self.bottom - other.bottom) < 13
-
-
-def _along(line: PlotLine, x_scale: AxisScale, y_scale: AxisScale) -> Iterator[tuple[float, float]]:
-    """Yield points of a line, close to each other, as the lower ends of letters that it crosses."""
-    found = [(x_scale(x), y_scale(y)) for x, y in line.points]
-    for (x1, y1), (x2, y2) in pairwise(found):
-        for part in (index / 100 for index in range(101)):
-            yield x1 + part * (x2 - x1), y1 + part * (y2 - y1) + 4
 
 
 def _mark(x: float, y: float, css: str, kind: int) -> str:

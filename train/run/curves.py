@@ -22,12 +22,13 @@ def curve_figures(metrics: Sequence[EpochMetrics], outcome: RunOutcome) -> tuple
 
     The accuracy's plot also marks the accuracy of always predicting the most frequent class.
     """
-    best = f"best epoch: {outcome.best_epoch}"
-    baseline = outcome.baseline_accuracy
+    best, baseline = f"best epoch: {outcome.best_epoch}", outcome.baseline_accuracy
     accuracies: Curve = [(line.epoch, line.accuracy) for line in metrics]
-    losses = _known([(line.epoch, line.loss) for line in metrics])
-    val_losses = _known([(line.epoch, line.val_loss) for line in metrics])
-    figures = [
+    losses: Curve = [(line.epoch, line.loss) for line in metrics]
+    val_losses: Curve = [(m.epoch, m.val_loss) for m in metrics if math.isfinite(m.val_loss)]
+    # The validation loss can be huge until the batch-norm statistics settle, so it is cut off.
+    usual = float(np.percentile([loss for _, loss in val_losses] or [0.0], 75))
+    return (
         _figure(
             {VALIDATION: accuracies, BASELINE: [(-math.inf, baseline), (math.inf, baseline)]},
             outcome.best_epoch,
@@ -39,23 +40,17 @@ def curve_figures(metrics: Sequence[EpochMetrics], outcome: RunOutcome) -> tuple
                 (BASELINE, f"always the most frequent class: {percentage(baseline, 2)}"),
                 (BEST, best),
             ),
-        )
-    ]
-    if losses or val_losses:
-        # The validation loss can be huge until the batch-norm statistics settle, so it is cut off.
-        usual = [np.percentile([loss for _, loss in known], 75) for known in [val_losses] if known]
-        figures.append(
-            _figure(
-                {TRAINING: losses, VALIDATION: val_losses},
-                outcome.best_epoch,
-                y_label="cross-entropy loss",
-                y_max=1.15 * max([*usual, *(loss for _, loss in losses)]),
-                caption="Loss of each epoch. The training loss includes label smoothing and "
-                "augmentation, the validation loss does not.",
-                legend=((TRAINING, "training"), (VALIDATION, "validation"), (BEST, best)),
-            )
-        )
-    return tuple(figures)
+        ),
+        _figure(
+            {TRAINING: losses, VALIDATION: val_losses},
+            outcome.best_epoch,
+            y_label="cross-entropy loss",
+            y_max=1.15 * max(usual, *(loss for _, loss in losses)),
+            caption="Loss of each epoch. The training loss includes label smoothing and "
+            "augmentation, the validation loss does not.",
+            legend=((TRAINING, "training"), (VALIDATION, "validation"), (BEST, best)),
+        ),
+    )
 
 
 def _figure(
@@ -74,26 +69,24 @@ def _figure(
         if x == best
     ]
     lines = [PlotLine(tuple(curve), style) for style, curve in curves.items() if curve]
+    shown = tuple(line for line in legend if line[0] == BEST or curves.get(line[0]))
+    ends = {style: (curve[0][1], curve[-1][1]) for style, curve in curves.items() if curve}
     values = "; ".join(
-        f"{meaning}: {', '.join(f'{y:.4g}' for _, y in curves[style])}"
-        for style, meaning in legend
-        if len(curves.get(style, ())) and style != BASELINE
+        f"{meaning}, from {ends[style][0]:.4g} to {ends[style][1]:.4g}"
+        if style in ends
+        else meaning
+        for style, meaning in shown
     )
-    others = "; ".join(meaning for style, meaning in legend if style in (BEST, BASELINE))
     return Figure(
         svg=scatter(
             points,
             [*lines, PlotLine(((best, -math.inf), (best, math.inf)), BEST)],
             x_label="epoch",
             y_label=y_label,
-            description=f"{caption.partition('.')[0]}. {values}; {others}",
+            description=f"{caption.partition('.')[0]}: {values}",
             y_max=y_max,
             whole_x=True,
         ),
         caption=caption,
-        legend=tuple(line for line in legend if line[0] == BEST or curves.get(line[0])),
+        legend=shown,
     )
-
-
-def _known(values: Curve) -> Curve:
-    return [(epoch, value) for epoch, value in values if math.isfinite(value)]
