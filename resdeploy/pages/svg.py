@@ -193,20 +193,22 @@ def scatter(
     return _svg(PLOT_HEIGHT + AXIS, description, parts)
 
 
-def bars(rows: Sequence[tuple[str, float]], *, axis: str, description: str) -> str:
+def bars(rows: Sequence[tuple[str, float, str]], *, axis: str, description: str) -> str:
     """Draw horizontal bars, one per row, on a linear axis from 0.
 
     Args:
-        rows: Label and positive value.
+        rows: Label, positive value, and text on the right, which a table may make superfluous.
         axis: Label of the axis.
         description: Beginning of the text alternative, which also has the numbers of the rows.
     """
-    x_scale = AxisScale(0, max(value for _, value in rows), LEFT, RIGHT)
-    numbers = "; ".join(f"{label}: {value:.2g}" for label, value in rows)
+    x_scale = AxisScale(0, max(value for _, value, _ in rows), LEFT, RIGHT)
+    numbers = "; ".join(f"{label}: {words or f'{value:.2g}'}" for label, value, words in rows)
     parts = []
-    for index, (label, value) in enumerate(rows):
+    for index, (label, value, value_text) in enumerate(rows):
         top = index * BAR_ROW
         parts.append(_text(LEFT, top + 13, _shortened(label)))
+        if value_text:
+            parts.append(_text(RIGHT, top + 13, value_text, "end"))
         parts.append(_rectangle(LEFT, top + 18, max(x_scale(value) - LEFT, 0.2), 8, "value"))
     bottom = len(rows) * BAR_ROW + 2
     parts += _axis(x_scale, bottom, axis)

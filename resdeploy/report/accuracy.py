@@ -93,14 +93,14 @@ def _accuracy(result: Verification) -> Table:
                 percentage(line.top1, 2),
                 f"{low:.2f} to {high:.2f}",
                 f"{line.drop:+.2f}",
-                f"{line.drop_upper95:+.2f}, limit {result.max_drop:g}",
+                f"{line.drop_upper95:+.2f}",
                 line.verdict.value,
             )
         )
     return Table(
         caption=f"Top-1 accuracy on {result.images:,} labelled images. The drop against FP32 is in "
         "percentage points, estimated from pairs of predictions for the same image; the bound is "
-        "the upper bound of its 95 % confidence interval.",
+        f"the upper bound of its 95 % confidence interval, and its limit is {result.max_drop:g}.",
         head=("graph", "backend", "top-1", "95 % interval", "drop", "95 % bound", "verdict"),
         rows=tuple(rows),
     )

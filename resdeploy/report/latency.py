@@ -41,7 +41,7 @@ def benchmark_section(result: Benchmark) -> Section:
         blocks.append(_stages(result))
     if result.work and result.ceilings:
         blocks += _roofline(result, result.work, result.ceilings)
-    blocks += [Text(text=f"Notice: {notice}") for notice in result.notices]
+    blocks += [Text(text=f"Notice: {notice}.") for notice in result.notices]
     environment, first = result.environment, result.results[0]
     title = (
         f"Speed: {environment.model} at {size_text(environment.image_size)} pixels, "

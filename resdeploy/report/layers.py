@@ -136,7 +136,7 @@ def remedy_lines(remedy: Remedy) -> list[str]:
 
 def _noise(graph: str, layers: Sequence[LayerCost]) -> Figure:
     known = [(layer.name, layer.worst_db) for layer in layers if layer.worst_db is not None]
-    rows = [(name, noise_percent(worst)) for name, worst in known]
+    rows = [(name, noise_percent(worst), "") for name, worst in known]
     return Figure(
         svg=svg.bars(
             rows,

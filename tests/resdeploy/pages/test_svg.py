@@ -63,8 +63,8 @@ def test_a_plot_is_well_formed_inside_its_frame_and_described() -> None:
         bands([("<a & b>", percentiles)], axis="ms", description="what & where"),
         intervals([("a", -1, 0, 2)], axis="x", description="d", marks=(1, 1)),
         intervals([("same", 1, 1, 1)], axis="x", description="d", logarithmic=True),
-        bars([("a", 0.5)], axis="%", description="d"),
-        bars([("a", 1e-18), ("b", 0.0)], axis="%", description="d"),
+        bars([("a", 0.5, "0.5 %")], axis="%", description="d"),
+        bars([("a", 1e-18, ""), ("b", 0.0, "")], axis="%", description="d"),
         histogram([0, 0.5, 1], -1, 2, (0, 1.5), axis="x", y_label="y", description="d"),
         scatter(
             [
@@ -97,7 +97,9 @@ def test_a_plot_is_well_formed_inside_its_frame_and_described() -> None:
 
 def test_a_long_label_keeps_its_end() -> None:
     name = "resnet.encoder.stages.3.layers.1.layer.1.convolution"
-    (label,) = re.findall(">([^<]*convolution)<", bars([(name, 1.0)], axis="%", description="d"))
+    (label,) = re.findall(
+        ">([^<]*convolution)<", bars([(name, 1.0, "")], axis="%", description="d")
+    )
     assert len(label) == LONGEST_LABEL
     assert name.endswith(label[1:])
 
@@ -114,7 +116,7 @@ def test_an_axis_ends_at_the_largest_possible_value() -> None:
 
 
 def test_the_length_of_a_bar_is_its_value() -> None:
-    drawing = ET.fromstring(bars([("a", 4), ("b", 1)], axis="%", description="d"))
+    drawing = ET.fromstring(bars([("a", 4, ""), ("b", 1, "")], axis="%", description="d"))
     widths = [float(part.attrib["width"][:-1]) for part in drawing if part.tag == "rect"]
     assert widths[0] == pytest.approx(4 * widths[1], rel=0.01)  # coordinates have one decimal
     assert [part.text for part in drawing if part.tag == "text"][-1] == "%"
