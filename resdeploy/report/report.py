@@ -184,7 +184,7 @@ def bundle_page(name: str, manifest: Manifest, analysis: Analysis | None) -> Pag
 
 
 def _title(inputs: ReportInputs) -> str:
-    if inputs.bundles:
+    if inputs.bundles and not inputs.comparisons:
         return ", ".join(bundle.name for bundle in inputs.bundles)
     kinds = {
         "Comparison": [f"{result.second} with {result.first}" for result in inputs.comparisons],
