@@ -79,5 +79,6 @@ clean: ## Remove the environment, caches and demo results
 	$(INSTALL) 'pip>=25.1' # older ones know no dependency groups
 	$(INSTALL) -e '.[all]' --group dev
 	$(INSTALL) --no-deps tensorrt-stubs # it depends on TensorRT, which type checks do not need
+	$(INSTALL) --no-deps axe-playwright-python # tests use its copy of axe-core, not Playwright
 	$(INSTALL) --no-deps tritonclient # it depends on older versions than those of constraints.txt
 	touch $@

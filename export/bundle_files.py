@@ -56,8 +56,9 @@ from resdeploy.export.sbom import environment_sbom
 from resdeploy.filesystem import sha256
 from resdeploy.json_documents import jsonable
 from resdeploy.machine.device import read_device
+from resdeploy.pages.template import to_html
 from resdeploy.report.model_card import model_card
-from resdeploy.report.report import bundle_page, to_html
+from resdeploy.report.report import bundle_page
 from resdeploy.result_files.provenance import collect_provenance, shown_path
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.runtime.verification.golden_check import (

@@ -18,6 +18,7 @@ from resdeploy.images.preprocessing_choice import (
 from resdeploy.images.preprocessing_files import read_preprocessing_file
 from resdeploy.images.preprocessing_settings import PreprocessingSettings, settings_of
 from resdeploy.progress import Progress
+from resdeploy.result_files.provenance import shown_path
 from resdeploy.train.checkpoint.load import Checkpoint
 from resdeploy.train.checkpoint.sources import crop_offset_of, stated_sources
 from resdeploy.train.model.architecture import Stem
@@ -104,4 +105,5 @@ def _measured(
             f"look at them with resdeploy preprocess {checkpoint.path} --data {data}, and state "
             "one with --preprocessing FILE or options",
         )
-    return StatedSettings(settings=settings_of(found.preprocessing), place=f"measured on {data}")
+    place = f"measured on {shown_path(data)}"  # the manifest holds it
+    return StatedSettings(settings=settings_of(found.preprocessing), place=place)

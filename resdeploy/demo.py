@@ -11,8 +11,9 @@ from resdeploy.bundle.bundle import open_bundle
 from resdeploy.bundle.manifest import MANIFEST
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.filesystem import refuse_existing, refuse_existing_file, write_file
+from resdeploy.pages.template import to_html
 from resdeploy.progress import Progress, silent
-from resdeploy.report.report import ReportInputs, make_page, to_html
+from resdeploy.report.report import ReportInputs, make_page
 from resdeploy.result_files.benchmark import Benchmark
 from resdeploy.result_files.verification import Verification
 from resdeploy.runtime import load

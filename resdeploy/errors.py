@@ -74,7 +74,7 @@ EXTRAS = {
     "gpu": ("cuda",),
     "camera": ("cv2",),
     "openvino": ("openvino",),
-    "train": ("torch", "safetensors", "sklearn", "matplotlib"),
+    "train": ("torch", "safetensors", "sklearn"),
     "export": ("onnx", "onnx_ir", "onnxscript"),
     "report": ("jinja2",),
     "sign": ("model_signing", "OpenSSL"),

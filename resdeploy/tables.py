@@ -11,9 +11,20 @@ WORST = 15  # maximum number of rows of a table that shows only the worst or mos
 
 
 def plural(count: float, noun: str) -> str:
-    """Return a count with its noun, such as `1 thread` or `2 threads`."""
+    """Return a count with its noun, such as `1 thread`, `2 threads` or `3 classes`."""
     number = f"{count:g}" if isinstance(count, float) else str(count)
-    return f"{number} {noun}" if count == 1 else f"{number} {noun}s"
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "x", "tch")) else "s"
+    return f"{number} {noun}{ending}"
+
+
+def percentage(value: float, decimals: int = 1) -> str:
+    """Return a percentage that reads `100.0 %` or `0.0 %` only if it is exactly that."""
+    step = 10.0**-decimals
+    if 0 < value < step / 2:
+        return f"< {step:.{decimals}f} %"
+    if value < 100 <= round(value, decimals):
+        value = 100 - step
+    return f"{value:.{decimals}f} %"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -15,6 +15,9 @@ from resdeploy.bundle.manifest import Encoding, Precision
 from resdeploy.bundle.operation_counts import WorkTotals
 from resdeploy.machine.device import Device
 from resdeploy.result_files.benchmark import Benchmark, BenchmarkEnvironment, Timing
+from resdeploy.result_files.comparison import AccuracyChange, Comparison
+from resdeploy.result_files.provenance import Environment
+from resdeploy.statistics import Verdict
 
 ROUNDS = 15
 SCHEMAS = Path(__file__).parent.parent / "docs" / "schemas"
@@ -110,3 +113,17 @@ def benchmark(
         ),
         notices=("jetson_clocks is off: clocks follow the load",),
     )
+
+
+def comparison(verdict: Verdict = Verdict.INCONCLUSIVE) -> Comparison:
+    """Return a comparison of one graph's accuracy in two bundles."""
+    change = AccuracyChange(
+        artifact="int8-cpu", backend="onnxruntime-cpu", images=450, truth="labels", first=98.67,
+        second=98.44, lost=1, gained=0, drop=0.22, drop_low=-0.2, drop_high=0.7, different=450,
+        images_to_decide=1200, verdict=verdict,
+    )  # fmt: skip
+    return Comparison(
+        verdict=verdict, first="old.bundle", second="new.bundle", max_drop=0.2, max_slowdown=5.0,
+        accuracy=(change,), notices=("the folders hold different images",),
+        environment=Environment(date="2026-11-24T10:00:00+00:00", command="resdeploy compare"),
+    )  # fmt: skip

@@ -178,7 +178,9 @@ def test_docstrings_begin_with_a_clear_word() -> None:
 
 
 # Folders of tests that use several modules together.
-ACROSS = {"aarch64", "chaos", "contract", "deploy", "fuzz", "journeys", "pythons"}
+ACROSS = {
+    "aarch64", "chaos", "contract", "deploy", "examples", "fuzz", "journeys", "pythons",
+}  # fmt: skip
 
 
 @in_a_clone

@@ -11,6 +11,7 @@ other results.
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from benchmarks.training.loops import device
 from resdeploy.filesystem import write_file
@@ -46,13 +48,12 @@ from resdeploy.train.distributed import Process
 from resdeploy.train.evaluation import evaluate, validation_plan
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.model.resnet import ResNet
-from resdeploy.train.run.curves import BLUE, ORANGE, figure_png, new_figure
 from resdeploy.train.step import Learner
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 KINDS = {"plain": Shortcut.PLAIN, "residual": Shortcut.A}
 ERROR_IMAGES = 2000  # training images on which the training error is measured
-COLOURS = {18: BLUE, 34: ORANGE}
+COLOURS = {18: "#0072B2", 34: "#D55E00"}  # of Okabe and Ito, for colour-blind readers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +177,7 @@ def train_network(
 
 def plot(curves: Sequence[Curve]) -> bytes:
     """Return a PNG with plain networks left and residual ones right; dashes show validation."""
-    figure = new_figure(8, 3.4)
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), KINDS):
         for curve in (curve for curve in curves if curve.kind == kind):
             epochs = range(1, len(curve.train_error) + 1)
@@ -185,8 +186,13 @@ def plot(curves: Sequence[Curve]) -> bytes:
             axes.plot(epochs, curve.val_error, "--", label="validation", alpha=0.6, **style)
         axes.set(xlabel="epoch", title=kind)
         axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.locator_params(axis="x", integer=True)
     figure.axes[0].set_ylabel("error (%)")
-    return figure_png(figure)
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=120, format="png")
+    return stream.getvalue()
 
 
 if __name__ == "__main__":

@@ -36,55 +36,57 @@ def _parse_percentage(context: object, parameter: object, text: str) -> float:
     "--mode",
     type=Choice(["stream", "offline", "end-to-end"]),
     default="stream",
-    help="stream: single calls in sequence. offline: large batches. end-to-end: from the bytes of "
-    "a JPEG file to the labels.",
+    help="Calls to measure. stream: single calls in sequence; offline: large batches; end-to-end: "
+    "from the bytes of a JPEG file to the labels.",
 )
 @option(
     "--baseline",
     "checkpoint",
     type=PATH,
-    help="Weights for PyTorch.  [default: those that the bundle was exported from, if the "
+    help="File or run folder with the weights for PyTorch.  [default: those that the bundle was "
+    "exported from, if the "
     "current folder has them]",
 )
 @option(
     "--batch",
     type=Integers(1, 4096),
-    help="Images in one inference.  [default: 1; 8 with --mode offline]",
+    help="Number of images in one inference.  [default: 1; 8 with --mode offline]",
 )
 @THREADS
 @option(
     "--seconds",
     type=FiniteRange(0.1, LONGEST_SECONDS),
     default=15.0,
-    help="Longest measuring time of each contender, without start and warm-up, in seconds.",
+    help="Longest time in which each contender is measured, in seconds, without start and warm-up.",
 )
 @option(
     "--time-limit",
     type=FiniteRange(1, LONGEST_SECONDS),
     default=100.0,
-    help="Longest time of the whole benchmark in seconds, without energy. Less time means fewer "
-    "and shorter runs, but at least three.",
+    help="Longest duration of the whole benchmark, in seconds, without the measurement of energy. "
+    "A shorter one has fewer and shorter runs, but at least three.",
 )
 @option(
     "--within",
     metavar="PERCENT",
     callback=_parse_percentage,
     default="5%",
-    help="Stop earlier once the 95 % confidence interval of each speed-up is narrower than this.",
+    help="Stop earlier if the width of the 95 % confidence interval of each speed-up is less than "
+    "this percentage of the speed-up.",
 )
 @option(
     "--images",
     "pictures",
     type=PATH,
-    help="Folder of pictures for --mode end-to-end.  [default: the golden images as JPEG]",
+    help="With --mode end-to-end: folder of pictures.  [default: the golden images as JPEG]",
 )
-@option("--also", type=Choice(["openvino"]), multiple=True, help="Also time this backend.")
+@option("--also", type=Choice(["openvino"]), multiple=True, help="Also measure this backend.")
 @option(
     "--without",
     metavar="NAME",
     multiple=True,
     help="Leave out a contender, such as pytorch-compile, or `ceilings`, the measurement of this "
-    "machine's limits; may be repeated.",
+    "machine's limits. This option may be repeated.",
 )
 @option("-o", "--output", type=PATH, help="Also write the JSON document to this file.")
 @FORCE
@@ -93,8 +95,8 @@ def bench(
 ) -> CommandResult:
     """Measure latency and throughput of BUNDLE on this machine.
 
-    The command compares all backends that can run here with PyTorch. Each of them runs in processes
-    of its own, and they take turns.
+    The command compares all backends that can run here with PyTorch. Each contender runs in
+    processes of its own, and the contenders take turns.
     """
     from resdeploy.benchmark_process.workload import BenchmarkMode
     from resdeploy.bundle.bundle import open_bundle
@@ -119,7 +121,8 @@ def benchmark_text(result: Benchmark) -> str:
     timings = result.results
     speedups = [NONE if t.speedup is None else f"{t.speedup:.2f}x" for t in timings]
     intervals = [
-        NONE if t.speedup is None else f"{t.speedup_low:.2f}-{t.speedup_high:.2f}" for t in timings
+        NONE if t.speedup is None else f"{t.speedup_low:.2f} to {t.speedup_high:.2f}"
+        for t in timings
     ]
     columns = {
         "contender": [t.contender for t in timings],
@@ -129,18 +132,20 @@ def benchmark_text(result: Benchmark) -> str:
         "images/s": [f"{t.images_per_second:.1f}" for t in timings],
         "speed-up": speedups,
         "95 % interval": intervals,
-        "of limit": [
-            NONE if t.limit_share is None else f"{100 * t.limit_share:.0f} % {t.bound}"
+        "share of limit": [
+            NONE if t.limit_share is None else f"{100 * t.limit_share:.0f} % ({t.bound})"
             for t in timings
         ],
-        "start": [NONE if t.cold_start_s is None else f"{t.cold_start_s:.2f} s" for t in timings],
-        "memory": [
+        "cold start": [
+            NONE if t.cold_start_s is None else f"{t.cold_start_s:.2f} s" for t in timings
+        ],
+        "peak memory": [
             NONE if t.peak_rss_bytes is None else f"{t.peak_rss_bytes / 1e6:.0f} MB"
             for t in timings
         ],
         "mJ/image": [_energy_cell(t.energy) for t in timings],
     }
-    for optional in ("of limit", "mJ/image"):
+    for optional in ("share of limit", "mJ/image"):
         if set(columns[optional]) == {NONE}:
             del columns[optional]
     environment = result.environment
@@ -148,8 +153,11 @@ def benchmark_text(result: Benchmark) -> str:
     return "\n".join(
         [
             table(list(columns), list(zip(*columns.values()))),
+            "p50 and p99: median and 99th percentile of the time of a call; speed-up: against "
+            "PyTorch eager; cold start: from the start of a process to its first result"
+            + ("; limit: the roofline of this machine" if "share of limit" in columns else ""),
             f"{environment.model} at {size_text(environment.image_size)} pixels, "
-            f"{environment.mode}, batch {timings[0].batch}, "
+            f"mode {environment.mode}, batch {timings[0].batch}, "
             f"{plural(timings[0].threads, 'thread')}, {environment.device.name}",
             *(
                 f"{t.contender} {graph_name(t.precision, t.encoding)}: the fastest way is "
@@ -174,7 +182,7 @@ def benchmark_text(result: Benchmark) -> str:
 def _energy_cell(energy: ImageEnergy | None) -> str:
     if energy is None:
         return NONE
-    return f"{energy.mj_per_image:.1f} +- {energy.mj_high - energy.mj_per_image:.1f}"
+    return f"{energy.mj_per_image:.1f} ({energy.mj_low:.1f} to {energy.mj_high:.1f})"
 
 
 def _ceilings_lines(result: Benchmark) -> list[str]:

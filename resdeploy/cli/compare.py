@@ -37,13 +37,13 @@ from resdeploy.cli.options.console import PATH, CommandResult, command, exit_cod
 )
 @BACKEND
 @PRECISION
-@option("--batch", type=Integers(1, 4096), default=1, help="Images in one inference.")
+@option("--batch", type=Integers(1, 4096), default=1, help="Number of images in one inference.")
 @THREADS
 @option(
     "--seconds",
     type=FiniteRange(0, LONGEST_SECONDS),
     default=60.0,
-    help="Longest measuring time for each graph, in seconds; 0: compare accuracy only.",
+    help="Longest time in which each graph is measured, in seconds; 0: compare accuracy only.",
 )
 def compare(first: str, second: str, **settings: Any) -> CommandResult:
     """Check that SECOND is as accurate and as fast as FIRST.
@@ -51,7 +51,7 @@ def compare(first: str, second: str, **settings: Any) -> CommandResult:
     FIRST and SECOND are two bundles, which the command runs unless they are identical, or two
     benchmark files. FILE@DATE selects the documents of a file whose date begins with DATE.
 
-    Exit code: 0 passed, 1 failed, 3 the measurements do not decide.
+    Exit code: 0 if it passed, 1 if it failed, 3 if the measurements do not decide.
     """
     from resdeploy.progress import progress_bar
     from resdeploy.report.comparison import comparison_text

@@ -32,13 +32,18 @@ if TYPE_CHECKING:
 @option(
     "--images", type=Integers(1, 4096), default=16, help="Number of golden images to measure on."
 )
-@option("--slow", is_flag=True, help="Instead explain why INT8 is not faster on this CPU.")
-@option("--batch", type=Integers(1, 4096), default=1, help="With --slow: images in one inference.")
+@option("--slow", is_flag=True, help="Explain why INT8 is not faster on this CPU, instead.")
+@option(
+    "--batch",
+    type=Integers(1, 4096),
+    default=1,
+    help="With --slow: number of images in one inference.",
+)
 @THREADS
 def explain(
     bundle: Path, encoding: str | None, images: int, slow: bool, batch: int, threads: int | None
 ) -> CommandResult:
-    """List the quantisation noise of each tensor of BUNDLE, and say what to do about it.
+    """List the quantisation noise of each tensor, and its remedy.
 
     The tensor that causes the most noise at the logits comes first. If the graph is not accurate
     enough, the command measures which layers in float would make it so.
@@ -95,9 +100,8 @@ def explanation_text(result: Explanation) -> str:
     ]
     if len(result.layers) > WORST:
         most_left = noise_text(result.layers[WORST].sqnr_alone_db)
-        lines.append(
-            f"{len(result.layers) - WORST} more tensors with at most {most_left}: use --json"
-        )
+        more = plural(len(result.layers) - WORST, "more tensor")
+        lines.append(f"{more}, the noisiest of them with {most_left}: use --json")
     lines.append(
         f"all {len(result.layers)} quantised ({result.calibrator}): {noise_text(result.sqnr_db)} "
         f"({result.sqnr_db:.1f} dB SQNR) at the logits, on {plural(result.images, 'golden image')}"
@@ -135,7 +139,7 @@ def slowness_text(result: Slowdown) -> str:
         lines.append(table(["cause", "cost", "of the latency"], rows))
         lines += [f"{cause.cause}: {cause.evidence}\n  {cause.remedy}" for cause in result.causes]
     else:
-        lines.append("no known cause takes 3 % of the latency or more")
+        lines.append("no known cause takes more than 3 % of the latency")
     kernels = [
         [
             kernel.name,

@@ -73,13 +73,13 @@ if TYPE_CHECKING:
     "--calibrator",
     type=Choice(["auto", "max", "image", "percentile", "entropy", "mse"]),
     default="auto",
-    help="Method that chooses the quantisation ranges; auto tries all and keeps the best on "
+    help="Method that chooses the quantisation ranges; auto: try all, and keep the best one on "
     "held-out images.",
 )
 @option(
     "--int8-shortcuts",
     is_flag=True,
-    help="Also quantise int8.onnx's shortcuts: faster, less accurate.",
+    help="Also quantise the shortcuts of int8.onnx, which is faster and less accurate.",
 )
 @option(
     "--min-agreement",
@@ -103,8 +103,8 @@ if TYPE_CHECKING:
     "--search-seconds",
     type=FiniteRange(1, LONGEST_SECONDS),
     default=600.0,
-    help="Longest search for the layers to keep in float, and longest judgement of the result, in "
-    "seconds.",
+    help="Longest duration of the search for layers to keep in float, and of the check of its "
+    "result, in seconds.",
 )
 @option("--engine", is_flag=True, help="Also build TensorRT engines for this machine.")
 @option(
@@ -128,14 +128,14 @@ if TYPE_CHECKING:
     "--seed",
     type=Integers(0, 2**63 - 1),
     default=0,
-    help="Seed of the choice of calibration and golden images.",
+    help="Seed of the random choice of calibration and golden images.",
 )
 @preprocessing_options
 @option(
     "--data",
     type=PATH,
-    help="With --preprocessing auto: folder of labelled images on which the pre-processing is "
-    "found out, see `resdeploy preprocess`.",
+    help="With --preprocessing auto: folder of labelled images from which the pre-processing is "
+    "found, see `resdeploy preprocess`.",
 )
 @FORCE
 def export(
@@ -146,10 +146,11 @@ def export(
 
     SOURCE is a run folder, or weights of a residual network as PyTorch, timm, Hugging Face (file or
     folder), fastai or Lightning save them; the default is runs/latest. The bundle also holds golden
-    images (inputs with PyTorch's logits) to verify the graphs anywhere.
+    images (inputs with PyTorch's logits) to verify the graphs anywhere. Options of the
+    pre-processing without a default take what SOURCE states, or else the usual value.
 
-    Exit code with a target: 0 held, 1 missed, 3 too few images to decide; the bundle is written in
-    each case.
+    Exit code with a target: 0 if it was reached, 1 if it was missed, 3 if too few images decide;
+    the bundle is written in each case.
     """
     from resdeploy.bundle.bundle import open_bundle
     from resdeploy.bundle.manifest import MANIFEST

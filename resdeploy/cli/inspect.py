@@ -19,7 +19,7 @@ SHOWN_LABELS = 5
 @command
 @argument("checkpoint", type=PATH)
 def inspect(checkpoint: Path) -> CommandResult:
-    """Show what CHECKPOINT is, without exporting it and without executing code in it.
+    """Describe CHECKPOINT without executing code in it.
 
     CHECKPOINT is a run folder, a file of weights, or a folder with weights and their configuration.
     The output names the network, its labels, the pre-processing that an export would use with its

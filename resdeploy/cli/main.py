@@ -39,6 +39,9 @@ class _Commands(UserDict[str, Any]):
 def main() -> None:
     """Train a ResNet, export it to ONNX, run it on GPUs, Jetsons and CPUs, and verify it there.
 
+    A bundle is the folder that `export` writes and most commands read: ONNX graphs, labels, and
+    golden images with PyTorch's logits, which verify the graphs on any machine.
+
     Variables of the environment can set options: RESDEPLOY_SERVE_PORT=9000 is `serve --port 9000`.
     The command line has priority.
     """

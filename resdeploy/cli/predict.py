@@ -48,22 +48,28 @@ logger = logging.getLogger(__name__)
 @option(
     "--camera",
     metavar="SOURCE",
-    help="Instead classify the frames of a camera or a video: a number, /dev/video0, a URL or a "
-    "file.",
+    help="Classify the frames of a camera or a video instead of IMAGES: a number, a device such as "
+    "/dev/video0, a URL or a file.",
 )
 @option(
     "--frames",
     type=Integers(1, 1_000_000_000),
-    help="With --camera: number of frames.  [default: until Ctrl-C]",
+    help="With --camera: number of frames to classify.  [default: until Ctrl-C]",
 )
 @option(
     "--seconds",
     type=FiniteRange(0, LONGEST_SECONDS, above=True),
-    help="With --camera: time limit, in seconds.  [default: until Ctrl-C]",
+    help="With --camera: longest duration, in seconds.  [default: until Ctrl-C]",
 )
-@option("--top", type=Integers(1, 100_000), default=5, help="Number of classes per image.")
+@option(
+    "--top", type=Integers(1, 100_000), default=5, help="Number of most likely classes to print."
+)
 @option("--csv", type=PATH, help="Write the predictions to this CSV file instead of printing them.")
-@option("--jsonl", type=PATH, help="Write them to this file, one JSON object per line.")
+@option(
+    "--jsonl",
+    type=PATH,
+    help="Write the predictions to this file instead of printing them, one JSON object per line.",
+)
 @FORCE
 @BACKEND
 @PRECISION
@@ -80,7 +86,7 @@ def predict(
     as 'photos/**/*.jpg'. In folders, hidden files and files that are no pictures are skipped. For
     more than about 10,000 files, use --csv or --jsonl instead of --json.
 
-    Exit code: 0 all were classified, 1 at least one image could not be decoded.
+    Exit code: 0 if all images were classified, 1 if one could not be decoded.
     """
     from resdeploy.filesystem import refuse_existing_file
     from resdeploy.progress import progress_bar

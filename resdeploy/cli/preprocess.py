@@ -26,13 +26,18 @@ if TYPE_CHECKING:
     help="Folder of images like those of the training, best in class folders. Without class "
     "folders, only the statistics of the batch norms are compared, which show less.",
 )
-@option("-o", "--output", type=PATH, help="File to write for `export --preprocessing FILE`.")
+@option(
+    "-o",
+    "--output",
+    type=PATH,
+    help="File to write for `export --preprocessing FILE`.  [default: no file]",
+)
 @option(
     "--image-size",
     "sizes",
     type=Integers(8, 1024),
     multiple=True,
-    help="Size to try, in pixels; may be given several times.  [default: usual sizes]",
+    help="Input size to try, in pixels. This option may be repeated.  [default: usual sizes]",
 )
 @option(
     "--images",
@@ -45,19 +50,22 @@ if TYPE_CHECKING:
     help="Text file with one class name per line.  [default: the names in CHECKPOINT]",
 )
 @WEIGHTS
-@option("--seed", type=Integers(0, 2**63 - 1), default=0, help="Seed of the choice of images.")
+@option(
+    "--seed", type=Integers(0, 2**63 - 1), default=0, help="Seed of the random choice of images."
+)
 @FORCE
 def preprocess(
     checkpoint: Path, data: Path, output: Path | None, sizes: tuple[int, ...],
     images: int | None, labels: Path | None, weights: str, seed: int, force: bool,
 ) -> CommandResult:  # fmt: skip
-    """Find the pre-processing that the network of CHECKPOINT was trained with.
+    """Find the pre-processing of CHECKPOINT's training, from images.
 
     Usual candidates are scored in FP32 on labelled images: mean, standard deviation and range of
-    the pixels, RGB or BGR, sizes, crops and interpolation. One is named if top-1 accuracy (95 %
-    confidence, corrected for the number of candidates) or the batch norms exclude every other one.
+    the pixels, RGB or BGR, sizes, crops and interpolation. The command names one of them if top-1
+    accuracy (95 % confidence, corrected for the number of candidates) or the batch norms exclude
+    every other one.
 
-    Exit code: 0 found, 3 undecided.
+    Exit code: 0 if it was found, 3 if that is undecided.
     """
     from resdeploy.filesystem import refuse_existing_file
     from resdeploy.json_documents import write_document

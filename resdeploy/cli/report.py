@@ -17,7 +17,7 @@ from resdeploy.readable_text import readable
 @option(
     "--markdown",
     is_flag=True,
-    help="Write short Markdown, for a pull request; without -o it is printed.",
+    help="Write short Markdown instead of HTML, for a pull request, or print it without -o.",
 )
 @option("--time-layers", is_flag=True, help="Also measure each layer of the bundles on this CPU.")
 @FORCE

@@ -30,17 +30,21 @@ if TYPE_CHECKING:
 @argument("bundles", metavar="BUNDLE...", type=PATH, nargs=-1, required=True)
 @option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all networks.")
 @option("--port", type=Integers(0, 65535), default=8000, help="HTTP port; 0 for any free one.")
-@option("--grpc-port", type=Integers(0, 65535), help="Port for gRPC.  [default: no gRPC]")
+@option(
+    "--grpc-port",
+    type=Integers(0, 65535),
+    help="gRPC port; 0 for any free one.  [default: no gRPC]",
+)
 @option(
     "--instances",
     type=Integers(1, 64),
-    help="Copies of each model that run in parallel; on a CPU, fewer if copies and threads would "
-    "exceed the cores.  [default: one per core, at most 4; 1 on a GPU]",
+    help="Number of copies of each model that run in parallel; on a CPU, fewer if copies and "
+    "threads would exceed the cores.  [default: one per core, at most 4; 1 on a GPU]",
 )
 @option(
     "--threads",
     type=Integers(1, 1024),
-    help="CPU threads of one instance.  [default: the cores divided by the instances]",
+    help="Number of CPU threads of one instance.  [default: the cores divided by the instances]",
 )
 @option("--max-batch", type=Integers(1, 4096), default=32, help="Largest batch, in images.")
 @option(
@@ -62,7 +66,7 @@ if TYPE_CHECKING:
     "--timeout-ms",
     type=FiniteRange(1, LONGEST_WAIT_MS),
     default=10_000.0,
-    help="Longest deadline of a request, in ms.",
+    help="Longest time until a request is answered or refused, in milliseconds.",
 )
 @option("--max-body-mib", type=Integers(1, 2047), default=64, help="Largest request body, in MiB.")
 @option(
@@ -75,7 +79,7 @@ if TYPE_CHECKING:
     "--max-pixels",
     type=Integers(1, 1_000_000_000),
     default=50_000_000,
-    help="Largest picture, in pixels.",
+    help="Largest number of pixels of a picture.",
 )
 @option(
     "--connections",
@@ -88,7 +92,8 @@ if TYPE_CHECKING:
     "--allow-host",
     multiple=True,
     metavar="NAME",
-    help="Name under which web pages may use a server without a token on localhost; repeatable.",
+    help="Name under which web pages may use a server without a token on localhost. This option "
+    "may be repeated.",
 )
 @option(
     "--token-file",

@@ -37,7 +37,7 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
 @option(
     "--patience",
     type=Integers(0),
-    help="Stop after so many epochs without a better accuracy or loss; 0: never.  "
+    help="Stop after this many epochs without a better accuracy or loss; 0: never.  "
     "[default: a third of the epochs, at least 3]",
 )
 @option(
@@ -55,21 +55,30 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
 @option(
     "--schedule",
     type=Choice(SCHEDULES),
-    help="Decay of the learning rate; step: to a tenth after 50 % and 75 % of the epochs.",
+    help="Decay of the learning rate. cosine: along a half cosine; step: to a tenth after 50 % and "
+    "75 % of the epochs.",
 )
-@option("--warmup-epochs", type=FloatRange(0), help="Linear learning-rate warm-up, in epochs.")
+@option(
+    "--warmup-epochs",
+    type=FloatRange(0),
+    help="Length of the linear warm-up of the learning rate, in epochs.",
+)
 @option("--momentum", type=BELOW_1, help="Momentum of SGD.")
 @option("--weight-decay", type=FloatRange(0), help="Weight decay of SGD.")
 @option("--label-smoothing", type=BELOW_1, help="Label smoothing of the cross entropy.")
 @option("--mixup", type=FloatRange(0), help="Alpha of mixup's Beta distribution; 0: no mixup.")
 @option("--cutmix", type=FloatRange(0), help="Alpha of CutMix's Beta distribution; 0: no CutMix.")
 @option("--randaugment", type=Integers(0, 30), help="Magnitude of RandAugment; 0: off.")
-@option("--accumulate", type=Integers(1), help="Gradient accumulation: number of parts of a batch.")
+@option(
+    "--accumulate",
+    type=Integers(1),
+    help="Number of parts of a batch that are computed one after another, to save memory.",
+)
 @option("--ema", type=BELOW_1, help="Decay of the exponential moving average of weights; 0: none.")
 @option(
     "--crop",
     type=Choice(CROPS),
-    help="Random crop; area: a random area and aspect ratio, scale: a square at a random scale.",
+    help="Random crop. area: a random area and aspect ratio; scale: a square at a random scale.",
 )
 @option(
     "--min-area",
@@ -100,25 +109,30 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
 @option(
     "--stem",
     type=Choice([stem.value for stem in Stem]),
-    help="First layers; imagenet: a 7x7 convolution of stride 2 and max pooling, cifar: a 3x3 "
+    help="First layers. imagenet: a 7x7 convolution of stride 2 and max pooling; cifar: a 3x3 "
     "convolution of stride 1.  [default: that of --init, else imagenet]",
 )
 @option(
     "--shortcut",
     type=Choice([shortcut.value for shortcut in Shortcut]),
-    help="Shortcut option of the ResNet paper; plain: no shortcuts.  [default: that of --init, "
+    help="Shortcut option of the ResNet paper (A, B or C), or plain for no shortcuts.  [default: "
+    "that of --init, "
     "else B]",
 )
 @option(
-    "--flip/--no-flip", default=None, help="Mirror images at random.  [default: yes; no for digits]"
+    "--flip/--no-flip",
+    default=None,
+    help="Mirror half of the training images at random.  [default: yes; no for digits]",
 )
 @option(
-    "--bf16/--no-bf16", default=None, help="Compute in bfloat16.  [default: if it is faster here]"
+    "--bf16/--no-bf16",
+    default=None,
+    help="Compute in bfloat16, with weights in FP32.  [default: if it is faster here]",
 )
 @option(
     "--compile/--no-compile",
     default=None,
-    help="Use torch.compile.  [default: on GPUs, if it works]",
+    help="Compile the network with torch.compile.  [default: on GPUs, if it works]",
 )
 @option(
     "--init",
@@ -137,7 +151,9 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
     help="Number of processes that decode images.  [default: 0 on a CPU, else the cores less 1]",
 )
 @option(
-    "--save-minutes", type=FloatRange(0), help="Time between saves within an epoch, in minutes."
+    "--save-minutes",
+    type=FloatRange(0),
+    help="Time between two saves of the state within an epoch, in minutes.",
 )
 @option("--tensorboard", is_flag=True, default=None, help="Also write metrics for TensorBoard.")
 @option(

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 @option(
     "--data",
     type=PATH,
-    help="Folder of labelled images, to measure top-1 accuracy on.  [default: golden images only]",
+    help="Folder of labelled images on which top-1 accuracy is measured.  [default: golden images "
+    "only]",
 )
 @option(
     "--max-drop",
@@ -42,13 +43,13 @@ if TYPE_CHECKING:
 @PRECISION
 @THREADS
 def verify(bundle: Path, signer: str | None, issuer: str | None, **settings: Any) -> CommandResult:
-    """Check that BUNDLE computes on this machine what its export computed.
+    """Verify that BUNDLE computes here what its export computed.
 
     Without --data the verdict is `reproduced`, never `pass`: the golden images show nothing about
     accuracy. Limits of their SQNR: 60 dB for FP32, 40 dB for FP16; for INT8, what the export
     measured for the same graph less 3 dB, and at least 3 dB.
 
-    Exit code: 0 passed or reproduced, 1 failed, 3 too few images to decide.
+    Exit code: 0 if it passed or was reproduced, 1 if it failed, 3 if too few images decide.
     """
     from resdeploy.bundle.signature import make_signer, open_signed
     from resdeploy.progress import progress_bar

@@ -25,6 +25,8 @@ class Table:
     """Indices of the rows that are highlighted."""
     html_only: bool = False
     """True to leave the table out of the shorter Markdown."""
+    names: frozenset[int] = frozenset()
+    """Indices of columns of words that may look like numbers, such as names of classes."""
 
     @property
     def text_columns(self) -> frozenset[int]:
@@ -32,7 +34,7 @@ class Table:
         return frozenset(
             column
             for column in range(len(self.head))
-            if all(row[column][:1].isalpha() for row in self.rows)
+            if column in self.names or all(row[column][:1].isalpha() for row in self.rows)
         )
 
 
@@ -43,6 +45,9 @@ class Figure:
     svg: str
     """Markup, in which text from outside must be escaped already."""
     caption: str
+    """Text above the plot; its first sentence is the title."""
+    legend: tuple[tuple[str, str], ...] = ()
+    """CSS class and meaning of each line."""
 
 
 MAX_MATRIX_CLASSES = 25  # larger matrices do not fit on a page
@@ -72,7 +77,26 @@ class Commands:
     lines: tuple[str, ...]
 
 
-Block = Text | Table | Figure | Matrix | Facts | Commands
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A small picture with its name, and a title that stands out."""
+
+    data: str
+    """Data URI of a PNG file."""
+    title: str
+    text: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pictures:
+    """Pictures side by side. HTML only."""
+
+    caption: str
+    pictures: tuple[Picture, ...]
+
+
+Block = Text | Table | Figure | Matrix | Facts | Commands | Pictures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +112,15 @@ class Page:
     """A page with a verdict, a summary and sections."""
 
     title: str
-    verdict: Verdict | None
+    lead: str = ""
+    """One line about the subject of the page: model, machine, date."""
+    verdict: Verdict | None = None
+    subject: str = ""
+    """Model, date and machine of the results that the verdict is about."""
+    recommendation: str = ""
+    """Sentence that names the file to deploy, or the reason against deploying."""
     summary: tuple[str, ...]
     """Sentences with the reason for the verdict and the most important numbers."""
-    warnings: tuple[tuple[tuple[str, ...], str], ...]
+    warnings: tuple[tuple[tuple[str, ...], str], ...] = ()
     """Doubts, which stand above all else: messages that share a hint, and the hint."""
     sections: tuple[Section, ...]

@@ -18,7 +18,9 @@ def to_markdown(page: Page) -> str:
         + f"> {markdown_cell(hint)}"
         for messages, hint in page.warnings
     ]
-    parts += [f"**{markdown_cell(sentence)}**" for sentence in page.summary]
+    parts += [markdown_cell(line) for line in (page.lead, page.subject) if line]
+    parts += [f"**{markdown_cell(page.recommendation)}**"] if page.recommendation else []
+    parts.append("\n".join(f"* {markdown_cell(sentence)}" for sentence in page.summary))
     for section in page.sections:
         shown = [part for block in section.blocks for part in _block(block)]
         if not shown:

@@ -1,4 +1,9 @@
-"""Plots as inline SVG without scripts; the style sheet of the page sets fonts and colours."""
+"""Plots as inline SVG without scripts; the style sheet of the page sets fonts and colours.
+
+Horizontal positions are percentages of the width, so a plot fills a page of any width, and its text
+keeps its size. Text stands beside the data, never in it: rows have their labels above, axes below,
+and a legend, which is a part of the page, names the lines.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import product
 
-WIDTH = 480  # about the width of a phone, so that text is as large as on the rest of the page
-LEFT, RIGHT = 8, 472
-ROW = 42
-AXIS = 34
-PLOT_HEIGHT = 300
-LETTER = 7  # approximate width of a letter
-GUTTER = 58  # width of the tick labels of a vertical axis
+LEFT, RIGHT = 2.0, 98.0  # percent of the width
+GUTTER = 15.0  # width of the tick labels of a vertical axis, in percent
+ROW = 50
+BAR_ROW = 36
+AXIS = 38
+PLOT_HEIGHT = 240
+NARROWEST = 300  # pixels: the width on a small phone, on which no label may cover another
+LETTER = 7  # approximate width of a letter, in pixels
+LONGEST_LABEL = 38  # letters that fit beside each other on the narrowest page
 BANDS = ((1, 99, "outer"), (5, 95, "middle"), (25, 75, "inner"))  # percentiles, CSS class
 
 
@@ -54,11 +62,11 @@ class PlotPoint:
 
 @dataclass(frozen=True, slots=True)
 class PlotLine:
-    """A polyline of a scatter plot, with a label at its end."""
+    """A polyline of a scatter plot; infinite coordinates reach to the end of the axis."""
 
     points: tuple[tuple[float, float], ...]
-    label: str = ""
-    dashed: bool = False
+    style: str
+    """CSS class, which the legend repeats: `line0` to `line4`, or `mark0` and `mark1`."""
 
 
 def axis_scale(
@@ -73,29 +81,29 @@ def axis_scale(
     return AxisScale(low - room, high + room, start, end)
 
 
-def bands(rows: Sequence[tuple[str, Sequence[float], str]], *, axis: str, description: str) -> str:
+def bands(rows: Sequence[tuple[str, Sequence[float]]], *, axis: str, description: str) -> str:
     """Draw distributions as bands of percentiles, one per row, on a logarithmic axis.
 
     Args:
-        rows: Label, 101 percentiles, and text on the right.
+        rows: Label and 101 percentiles.
         axis: Label of the axis.
         description: Beginning of the text alternative, which also has the numbers of the rows.
     """
-    ends = [percentiles[end] for _, percentiles, _ in rows for end in (1, 99)]
+    ends = [percentiles[end] for _, percentiles in rows for end in (1, 99)]
     x_scale = axis_scale(ends, LEFT, RIGHT, logarithmic=True)
     parts = []
-    for index, (label, percentiles, value_text) in enumerate(rows):
+    for index, (label, percentiles) in enumerate(rows):
         top = index * ROW
-        parts += [_text(LEFT, top + 13, label), _text(RIGHT, top + 13, value_text, "end")]
+        parts.append(_text(LEFT, top + 13, _shortened(label)))
         for low, high, css in BANDS:
             start, end = x_scale(percentiles[low]), x_scale(percentiles[high])
-            parts.append(_rectangle(start, top + 19, max(end - start, 1.5), 14, css))
+            parts.append(_rectangle(start, top + 19, max(end - start, 0.3), 14, css))
         middle = x_scale(percentiles[50])
         parts.append(_line(middle, top + 17, middle, top + 35, "median"))
     numbers = "; ".join(
-        f"{label}: {value_text}, 50 % from {values[25]:.2f} to {values[75]:.2f}, "
+        f"{label}: median {values[50]:.2f}, 50 % from {values[25]:.2f} to {values[75]:.2f}, "
         f"98 % from {values[1]:.2f} to {values[99]:.2f}"
-        for label, values, value_text in rows
+        for label, values in rows
     )
     bottom = len(rows) * ROW + 2
     parts += _axis(x_scale, bottom, axis)
@@ -103,39 +111,35 @@ def bands(rows: Sequence[tuple[str, Sequence[float], str]], *, axis: str, descri
 
 
 def intervals(
-    rows: Sequence[tuple[str, float, float, float, str]],
+    rows: Sequence[tuple[str, float, float, float]],
     *,
     axis: str,
     description: str,
-    marks: Sequence[tuple[float, str]] = (),
+    marks: Sequence[float] = (),
     logarithmic: bool = False,
 ) -> str:
     """Draw values with their intervals, one per row.
 
     Args:
-        rows: Label, lower end, value, upper end, and text on the right.
+        rows: Label, lower end, value and upper end.
         axis: Label of the axis.
         description: Beginning of the text alternative, which also has the numbers of the rows.
-        marks: Positions and names of vertical lines, such as a limit.
+        marks: Positions of vertical lines, of the styles `mark0` and `mark1`.
         logarithmic: True for a logarithmic axis.
     """
-    values = [value for row in rows for value in row[1:4]] + [mark for mark, _ in marks]
+    values = [value for row in rows for value in row[1:4]] + list(marks)
     x_scale = axis_scale(values, LEFT, RIGHT, logarithmic=logarithmic)
     bottom = len(rows) * ROW + 2
     parts = []
-    for value, name in marks:
-        x = x_scale(value)
-        anchor = "end" if x > WIDTH / 2 else "start"
-        parts.append(_line(x, 0, x, bottom, "mark"))
-        parts.append(_text(x + (-4 if anchor == "end" else 4), bottom - 2, name, anchor, "dim"))
-    for index, (label, low, value, high, value_text) in enumerate(rows):
-        top = index * ROW
-        parts += [_text(LEFT, top + 13, label), _text(RIGHT, top + 13, value_text, "end")]
-        parts.append(_line(x_scale(low), top + 26, x_scale(high), top + 26, "whisker"))
-        parts.append(f'<circle class="dot" cx="{x_scale(value):.1f}" cy="{top + 26}" r="5"/>')
+    for index, (label, low, value, high) in enumerate(rows):
+        top, y = index * ROW, index * ROW + 26
+        parts.append(_text(LEFT, top + 13, _shortened(label)))
+        for number, mark in enumerate(marks):
+            parts.append(_line(x_scale(mark), y - 9, x_scale(mark), y + 9, f"mark{number}"))
+        parts.append(_line(x_scale(low), y, x_scale(high), y, "whisker"))
+        parts.append(_mark(x_scale(value), y, "dot", 0))
     numbers = "; ".join(
-        f"{label}: {value_text}, {low:.2f} to {high:.2f}"
-        for label, low, _, high, value_text in rows
+        f"{label}: {value:.2f}, {low:.2f} to {high:.2f}" for label, low, value, high in rows
     )
     parts += _axis(x_scale, bottom, axis)
     return _svg(bottom + AXIS, f"{description} {numbers}", parts)
@@ -150,34 +154,41 @@ def scatter(
     description: str,
     logarithmic: bool = False,
     y_max: float = math.inf,
+    whole_x: bool = False,
 ) -> str:
     """Draw points, and lines below them, in a plane.
 
     Args:
         points: Points with their labels.
-        lines: Polylines with their labels.
+        lines: Polylines.
         x_label: Label of the horizontal axis.
         y_label: Label of the vertical axis.
         description: Text alternative.
         logarithmic: True if both axes are logarithmic.
-        y_max: Largest possible value: the vertical axis does not go beyond it.
+        y_max: Largest value of the vertical axis; higher ones are drawn at its end.
+        whole_x: True if only whole numbers have a tick on the horizontal axis.
     """
-    xs = [p.x for p in points] + [x for line in lines for x, _ in line.points]
-    ys = [p.y for p in points] + [y for line in lines for _, y in line.points]
+    ends = [*((p.x, p.y) for p in points), *(end for line in lines for end in line.points)]
+    xs, ys = ([value for value in values if math.isfinite(value)] for values in zip(*ends))
     x_scale = axis_scale(xs, GUTTER, RIGHT, logarithmic=logarithmic)
-    y_scale = axis_scale(ys, PLOT_HEIGHT, 24, logarithmic=logarithmic)
+    y_scale = axis_scale([min(y, y_max) for y in ys], PLOT_HEIGHT, 24, logarithmic=logarithmic)
     y_scale = replace(y_scale, high=min(y_scale.high, y_max))
-    parts = [_text(LEFT, 12, y_label, "start", "dim"), *_axis(x_scale, PLOT_HEIGHT, x_label)]
+    parts = [_text(LEFT, 12, y_label, "start", "dim")]
+    parts += _axis(x_scale, PLOT_HEIGHT, x_label, whole=whole_x)
+    free = math.inf
     for value in y_scale.ticks():
         y = y_scale(value)
         parts.append(_line(GUTTER, y, RIGHT, y, "grid"))
-        parts.append(_text(GUTTER - 6, y + 4, short_number(value), "end", "dim"))
+        if y + 13 < free:
+            parts.append(_text(GUTTER, y + 4, short_number(value), "end", "dim", -6))
+            free = y
+    # Points of a polyline cannot be percentages, but a drawing of its own can be stretched.
+    box = f'viewBox="0 0 100 {PLOT_HEIGHT}" height="{PLOT_HEIGHT}" preserveAspectRatio="none"'
+    parts.append(f'<svg width="100%" {box}>')
     for line in lines:
-        path = " ".join(f"{x_scale(x):.1f},{y_scale(y):.1f}" for x, y in line.points)
-        parts.append(f'<polyline class="{"dashed" if line.dashed else "roof"}" points="{path}"/>')
-        if line.label:
-            x, y = line.points[-1]
-            parts.append(_text(x_scale(x), y_scale(y) - 5, line.label, "end", "dim"))
+        path = " ".join(f"{x_scale(x):.2f},{y_scale(y):.1f}" for x, y in line.points)
+        parts.append(f'<polyline class="{line.style}" points="{path}"/>')
+    parts.append("</svg>")
     parts += _marks(points, x_scale, y_scale)
     return _svg(PLOT_HEIGHT + AXIS, description, parts)
 
@@ -186,36 +197,46 @@ def bars(rows: Sequence[tuple[str, float, str]], *, axis: str, description: str)
     """Draw horizontal bars, one per row, on a linear axis from 0.
 
     Args:
-        rows: Label, positive value, and text on the right.
+        rows: Label, positive value, and text on the right, which a table may make superfluous.
         axis: Label of the axis.
         description: Beginning of the text alternative, which also has the numbers of the rows.
     """
     x_scale = AxisScale(0, max(value for _, value, _ in rows), LEFT, RIGHT)
-    numbers = "; ".join(f"{label}: {value_text}" for label, _, value_text in rows)
+    numbers = "; ".join(f"{label}: {words or f'{value:.2g}'}" for label, value, words in rows)
     parts = []
     for index, (label, value, value_text) in enumerate(rows):
-        top = index * 32
-        parts += [_text(LEFT, top + 13, label), _text(RIGHT, top + 13, value_text, "end")]
-        parts.append(_rectangle(LEFT, top + 18, max(x_scale(value) - LEFT, 1), 8, "value"))
-    bottom = len(rows) * 32 + 4
+        top = index * BAR_ROW
+        parts.append(_text(LEFT, top + 13, _shortened(label)))
+        if value_text:
+            parts.append(_text(RIGHT, top + 13, value_text, "end"))
+        parts.append(_rectangle(LEFT, top + 18, max(x_scale(value) - LEFT, 0.2), 8, "value"))
+    bottom = len(rows) * BAR_ROW + 2
     parts += _axis(x_scale, bottom, axis)
     return _svg(bottom + AXIS, f"{description} {numbers}", parts)
 
 
 def histogram(
-    heights: Sequence[float], low: float, high: float, clip: tuple[float, float], description: str
+    heights: Sequence[float],
+    low: float,
+    high: float,
+    clip: tuple[float, float],
+    *,
+    axis: str,
+    y_label: str,
+    description: str,
 ) -> str:
     """Draw bars of heights 0 to 1 from `low` to `high`; those outside `clip` differ in colour."""
     x_scale = AxisScale(low, high, LEFT, RIGHT)
-    width, full = (RIGHT - LEFT) / len(heights), 110
-    parts = []
+    width, full, top = (RIGHT - LEFT) / len(heights), 110, 22
+    parts = [_text(LEFT, 12, y_label, "start", "dim")]
     for index, height in enumerate(heights):
         left, right = LEFT + index * width, LEFT + (index + 1) * width
         inside = left < x_scale(clip[1]) and right > x_scale(clip[0])
         css = "value" if inside else "clipped"
-        parts.append(_rectangle(left, 6 + full * (1 - height), width * 0.9, full * height, css))
-    parts += [_line(x_scale(value), 0, x_scale(value), 6 + full, "mark") for value in clip]
-    return _svg(6 + full + AXIS - 12, description, [*parts, *_axis(x_scale, 6 + full, "")])
+        parts.append(_rectangle(left, top + full * (1 - height), width * 0.9, full * height, css))
+    parts += [_line(x_scale(value), top, x_scale(value), top + full, "mark0") for value in clip]
+    parts += _axis(x_scale, top + full, axis)
+    return _svg(top + full + AXIS, description, parts)
 
 
 def short_number(value: float) -> str:
@@ -227,70 +248,80 @@ def short_number(value: float) -> str:
 
 
 def _svg(height: float, description: str, parts: Sequence[str]) -> str:
-    view, label = f"0 0 {WIDTH} {height:.0f}", escape(description)
-    return f'<svg viewBox="{view}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    label = escape(description)
+    return f'<svg height="{height:.0f}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
-def _text(x: float, y: float, words: str, anchor: str = "start", css: str = "") -> str:
+def _text(
+    x: float, y: float, words: str, anchor: str = "start", css: str = "", shift: int = 0
+) -> str:
+    """Return text at `x` percent of the width, moved by `shift` pixels."""
     css = f' class="{css}"' if css else ""
-    return f'<text{css} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+    place = f'x="{x:.2f}%" y="{y:.1f}" dx="{shift}" text-anchor="{anchor}"'
+    return f"<text{css} {place}>{escape(words)}</text>"
+
+
+def _shortened(label: str) -> str:
+    """Return the end of a label that does not fit on a phone: it differs most between labels."""
+    return label if len(label) <= LONGEST_LABEL else f"…{label[1 - LONGEST_LABEL :]}"
 
 
 def _marks(points: Sequence[PlotPoint], x_scale: AxisScale, y_scale: AxisScale) -> list[str]:
     """Return the marks of points, each with its label at the first free place beside or below."""
-    parts, occupied = [], list[tuple[float, float, float]]()
+    marks, labels, occupied = list[str](), list[str](), list[tuple[float, float, float]]()
     for point in points:
         x, y = x_scale(point.x), y_scale(point.y)
-        parts.append(_mark(x, y, point.kind, highlighted=point.highlighted))
-        width = LETTER * len(point.label)
-        sides = [(x + 10, x + 10 + width, "start"), (x - 10 - width, x - 10, "end")]
-        places = [
-            (left, right, y + 4 + lines * 13, anchor)
-            for lines in range(int(PLOT_HEIGHT - y) // 13)
-            for left, right, anchor in (sides if x < 0.7 * WIDTH else sides[::-1])
-            if left > GUTTER and right < WIDTH
-        ]
-        for left, right, label_y, anchor in places if point.label else ():
+        css = f"point kind{point.kind}{' highlighted' if point.highlighted else ''}"
+        marks.append(_mark(x, y, css, point.kind))
+        pixel = 100 / NARROWEST  # in percent: labels that fit on a phone fit everywhere
+        width, side = LETTER * len(point.label) * pixel, 10 * pixel
+        sides = [(x + side, x + side + width, "start"), (x - side - width, x - side, "end")]
+        for label_y, (left, right, anchor) in product((y + 4, y + 17, y - 9, y + 30), sides):
+            if not point.label or left < x_scale.start or right > 100 or label_y > PLOT_HEIGHT:
+                continue
             if all(
                 right < other_left or other_right < left or abs(label_y - other_y) >= 13
                 for other_left, other_right, other_y in occupied
             ):
                 occupied.append((left, right, label_y))
-                label_x = left if anchor == "start" else right
-                parts.append(_text(label_x, label_y, point.label, anchor))
+                shift = 10 if anchor == "start" else -10
+                labels.append(_text(x, label_y, point.label, anchor, shift=shift))
                 break
-    return parts
+    return marks + labels  # a label is never below a mark
 
 
-def _mark(x: float, y: float, kind: int, *, highlighted: bool) -> str:
-    css = f"point kind{kind}{' highlighted' if highlighted else ''}"
+def _mark(x: float, y: float, css: str, kind: int) -> str:
+    place = f'class="{css}" x="{x:.2f}%" y="{y:.1f}"'
     if kind == 0:
-        return f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
-    if kind == 1:
-        return f'<rect class="{css}" x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"/>'
-    corners = f"{x:.1f},{y - 6:.1f} {x + 6:.1f},{y + 5:.1f} {x - 6:.1f},{y + 5:.1f}"
-    return f'<polygon class="{css}" points="{corners}"/>'
+        return f'<circle class="{css}" cx="{x:.2f}%" cy="{y:.1f}" r="5"/>'
+    corners = "-5,-5 5,-5 5,5 -5,5" if kind == 1 else "0,-6 6,5 -6,5"
+    return f'<svg {place} overflow="visible"><polygon points="{corners}"/></svg>'
 
 
-def _axis(x_scale: AxisScale, y: float, label: str) -> list[str]:
-    parts = [_line(x_scale.start, y, RIGHT, y, "axis")]
+def _axis(x_scale: AxisScale, y: float, label: str, *, whole: bool = False) -> list[str]:
+    """Return a line with ticks; numbers that would touch on the narrowest page are left out."""
+    parts, free = [_line(x_scale.start, y, RIGHT, y, "axis")], -math.inf
     for value in x_scale.ticks():
-        x = x_scale(value)
-        anchor = "start" if x < LEFT + 14 else "end" if x > RIGHT - 14 else "middle"
+        if whole and value != round(value):
+            continue
+        x, width = x_scale(value), (len(short_number(value)) + 1) * LETTER * 100 / NARROWEST
+        anchor = "start" if x < LEFT + 4 else "end" if x > RIGHT - 4 else "middle"
+        start = x - width * {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor]
         parts.append(_line(x, y, x, y + 4, "axis"))
-        parts.append(_text(x, y + 16, short_number(value), anchor, "dim"))
-    if label:
-        parts.append(_text((x_scale.start + RIGHT) / 2, y + 31, label, "middle", "dim"))
+        if start >= free:
+            parts.append(_text(x, y + 17, short_number(value), anchor, "dim"))
+            free = start + width
+    parts.append(_text((x_scale.start + RIGHT) / 2, y + 33, label, "middle", "dim"))
     return parts
 
 
 def _rectangle(x: float, y: float, width: float, height: float, css: str) -> str:
-    size = f'width="{width:.1f}" height="{height:.1f}"'
-    return f'<rect class="{css}" x="{x:.1f}" y="{y:.1f}" {size}/>'
+    size = f'width="{width:.2f}%" height="{height:.1f}"'
+    return f'<rect class="{css}" x="{x:.2f}%" y="{y:.1f}" {size}/>'
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
-    return f'<line class="{css}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+    return f'<line class="{css}" x1="{x1:.2f}%" y1="{y1:.1f}" x2="{x2:.2f}%" y2="{y2:.1f}"/>'
 
 
 def _decades(axis: AxisScale) -> list[float]:

@@ -1,19 +1,20 @@
-"""HTML pages from Jinja templates, with one style sheet and no external files."""
+"""HTML pages from one Jinja template, with one style sheet and no external files."""
 
 from __future__ import annotations
 
-from typing import Any
+import re
 
 from resdeploy.errors import needs_extra
+from resdeploy.pages.blocks import Page
 from resdeploy.readable_text import readable, readable_texts
 
+TEMPLATE = "pages/page.html.j2"
 
-def render_page(template: str, **values: Any) -> bytes:
-    """Return a filled-in template as UTF-8; all values are escaped and readable on one line.
 
-    Args:
-        template: Path, below the package, of a template that extends `pages/page.html.j2`.
-        values: Variables of the template.
+def to_html(page: Page) -> bytes:
+    """Return a page as one HTML file that needs no network and no script.
+
+    All texts are escaped and readable on one line.
 
     Raises:
         MissingDependencyError: Jinja2 is not installed.
@@ -28,5 +29,11 @@ def render_page(template: str, **values: Any) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template(template).render(**readable_texts(values))
-    return readable(page, keep="\n\t").encode()
+    environment.filters["unbroken"] = _unbroken
+    text = environment.get_template(TEMPLATE).render(page=readable_texts(page))
+    return readable(text, keep="\n\t").encode()
+
+
+def _unbroken(text: str) -> str:
+    """Return text in which no line ends between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=(%|dB|ms|MB|GB|points?)(\W|$))", "\u00a0", text)

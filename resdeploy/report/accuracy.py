@@ -10,7 +10,7 @@ from resdeploy.pages.blocks import MAX_MATRIX_CLASSES, Block, Figure, Matrix, Se
 from resdeploy.pages.svg import intervals
 from resdeploy.result_files.verification import ArtifactResult, Rule, Verification
 from resdeploy.statistics import MAX_IMAGES, Verdict, wilson_interval
-from resdeploy.tables import plural
+from resdeploy.tables import percentage, plural
 
 MAX_CONFUSED_PAIRS = 10
 
@@ -54,9 +54,12 @@ def verification_summary(result: Verification) -> str:
             f"accuracy: {decision_sentence(result).partition(': ')[2]}."
         )
     bound = max(line.drop_upper95 or 0.0 for line in result.results)
+    limit = f"limit {plural(result.max_drop, 'point')}"
+    if round(bound, 2) <= 0:
+        return f"No graph is less accurate than FP32 (95 % confidence, {images}); {limit}."
     return (
-        f"Accuracy drop against FP32: at most {bound:.2f} points (95 % confidence, {images}); "
-        f"limit {result.max_drop:g} points."
+        f"No graph is more than {bound:.2f} points less accurate than FP32 (95 % confidence, "
+        f"{images}); {limit}."
     )
 
 
@@ -87,17 +90,17 @@ def _accuracy(result: Verification) -> Table:
             (
                 _graph(line),
                 line.backend,
-                f"{line.top1:.2f} %",
+                percentage(line.top1, 2),
                 f"{low:.2f} to {high:.2f}",
                 f"{line.drop:+.2f}",
-                f"{line.drop_upper95:+.2f}, limit {result.max_drop:g}",
+                f"{line.drop_upper95:+.2f}",
                 line.verdict.value,
             )
         )
     return Table(
         caption=f"Top-1 accuracy on {result.images:,} labelled images. The drop against FP32 is in "
         "percentage points, estimated from pairs of predictions for the same image; the bound is "
-        "the upper bound of its 95 % confidence interval.",
+        f"the upper bound of its 95 % confidence interval, and its limit is {result.max_drop:g}.",
         head=("graph", "backend", "top-1", "95 % interval", "drop", "95 % bound", "verdict"),
         rows=tuple(rows),
     )
@@ -108,39 +111,41 @@ def _drops(result: Verification) -> Figure:
     rows = []
     for line in result.results:
         low, drop, high = line.drop_lower95 or 0.0, line.drop or 0.0, line.drop_upper95 or 0.0
-        rows.append((_name(line), low, drop, high, f"{drop:+.2f}, bound {high:+.2f}"))
+        rows.append((_name(line), low, drop, high))
     return Figure(
         svg=intervals(
             rows,
-            axis="drop of top-1 accuracy against FP32, in points",
+            axis="drop of top-1 accuracy, in points",
             description="Drop of top-1 accuracy against FP32, in points.",
-            marks=((0.0, "no drop"), (result.max_drop, "limit")),
+            marks=(0.0, result.max_drop),
         ),
-        caption="Drop of top-1 accuracy against FP32. Each end of an interval is a one-sided 95 % "
-        "bound.",
+        caption="Drop of top-1 accuracy against FP32, and its interval. Each end of an interval is "
+        "a one-sided 95 % bound.",
+        legend=(("mark0", "no drop"), ("mark1", f"limit: {plural(result.max_drop, 'point')}")),
     )
 
 
 def _agreement(result: Verification) -> Table:
     labelled = result.max_drop is not None
-    sqnr = ("SQNR",) if labelled else ()
+    sqnr, verdict = (("SQNR",), ()) if labelled else ((), ("verdict",))
     rows = tuple(
         (
             _graph(line),
             line.backend,
-            f"{line.agreement:.2f} %",
+            percentage(line.agreement, 2),
             *([f"{line.sqnr_db:.1f} dB"] if labelled else []),
             golden_cell(line),
-            line.verdict.value,
+            *([] if labelled else [line.verdict.value]),
         )
         for line in result.results
     )
     return Table(
-        caption="Agreement: images with the same predicted class as FP32. SQNR: median "
+        caption="Agreement with FP32 and golden images. Agreement: images with the same predicted "
+        "class as FP32. SQNR: median "
         "signal-to-quantisation-noise ratio of the logits. Golden images: "
         f"{result.golden.described}, compared with {result.golden.reference_name}; the limit for "
         "INT8 is the SQNR of the same graph at the export less 3 dB, and at least 3 dB.",
-        head=("graph", "backend", "agreement", *sqnr, "SQNR on golden images", "verdict"),
+        head=("graph", "backend", "agreement", *sqnr, "SQNR on golden images", *verdict),
         rows=rows,
     )
 
@@ -159,7 +164,7 @@ def _confusion(result: Verification) -> list[Block]:
     if len(labels) <= MAX_MATRIX_CLASSES:
         blocks.append(
             Matrix(
-                caption=f"Confusion matrix of {_graph(shown)}: rows are true classes, columns "
+                caption=f"Confusion matrix of {_graph(shown)}. Rows are true classes, columns "
                 "predicted classes.",
                 labels=labels,
                 counts=tuple(
@@ -169,13 +174,14 @@ def _confusion(result: Verification) -> list[Block]:
             )
         )
     baseline_counts = _counts(baseline)
+    graphs = tuple(dict.fromkeys([_graph(shown), _graph(baseline)]))
     errors = sorted((cell for cell in shown.confusion if cell[0] != cell[1]), key=lambda c: -c[2])
     rows = tuple(
         (
             _label(labels, true),
             _label(labels, predicted),
             str(count),
-            str(baseline_counts.get((true, predicted), 0)),
+            *([str(baseline_counts.get((true, predicted), 0))] if len(graphs) > 1 else []),
         )
         for true, predicted, count in errors[:MAX_CONFUSED_PAIRS]
     )
@@ -183,8 +189,9 @@ def _confusion(result: Verification) -> list[Block]:
         blocks.append(
             Table(
                 caption="Most frequent errors: number of images.",
-                head=("true class", "predicted class", _graph(shown), _graph(baseline)),
+                head=("true class", "predicted class", *graphs),
                 rows=rows,
+                names=frozenset([0, 1]),
                 html_only=True,
             )
         )

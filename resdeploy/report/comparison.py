@@ -15,7 +15,7 @@ from resdeploy.result_files.comparison import (
     LayerChange,
 )
 from resdeploy.statistics import Verdict
-from resdeploy.tables import plural, table
+from resdeploy.tables import percentage, plural, table
 
 MAX_LAYER_NAMES = 8
 
@@ -30,25 +30,30 @@ def comparison_text(result: Comparison) -> str:
 
 def comparison_section(result: Comparison) -> Section:
     """Return the tables and notes of a comparison for a report."""
-    notes = tuple(Text(text=note) for note in _notes(result))
+    notes = tuple(Text(text=f"{note}.") for note in _notes(result))
     blocks: tuple[Block, ...] = (*_accuracy(result), *_latency(result), *notes)
-    return Section(title=f"{result.second} compared with {result.first}", blocks=blocks)
+    return Section(title=f"Changes from {result.first} to {result.second}", blocks=blocks)
 
 
 def comparison_summary(result: Comparison) -> str:
-    """Return one sentence with the outcome of a comparison."""
-    return f"{result.second} compared with {result.first}: {_verdict(result)}."
+    """Return one sentence with the limits of a comparison, which its verdict refers to."""
+    about = _reason(result) or "nothing was measured"
+    return f"First: {result.first}; second: {result.second}; {about}."
 
 
 def _verdict(result: Comparison) -> str:
+    return "; ".join(part for part in (result.verdict.value, _reason(result)) if part)
+
+
+def _reason(result: Comparison) -> str:
     if result.identical:
-        return f"{result.verdict.value}; the bundles are identical in what they answer"
+        return "the bundles are identical in what they answer"
     limits = []
     if result.accuracy:
         limits.append(f"a drop of {plural(result.max_drop, 'point')}")
     if result.latency:
         limits.append(f"a slowdown of {result.max_slowdown:g} %")
-    return result.verdict.value + (f"; limits: {', '.join(limits)}" if limits else "")
+    return f"limits: {', '.join(limits)}" if limits else ""
 
 
 def _accuracy(result: Comparison) -> list[Table]:
@@ -60,8 +65,8 @@ def _accuracy(result: Comparison) -> list[Table]:
             line.artifact,
             line.backend,
             f"{line.images:,}",
-            f"{line.first:.2f} %",
-            f"{line.second:.2f} %",
+            percentage(line.first, 2),
+            percentage(line.second, 2),
             f"{line.drop:+.2f}",
             f"{line.drop_low:+.2f} to {line.drop_high:+.2f}" if line.different else "bit-identical",
             line.verdict.value,
@@ -105,7 +110,7 @@ def _latency(result: Comparison) -> list[Table]:
         "verdict",
     )  # fmt: skip
     relative = f", relative to {first.relative_to} in the same run" if first.relative_to else ""
-    caption = f"Median latency, and slowdown of the second{relative}."
+    caption = f"Median latency of both. The slowdown is that of the second{relative}."
     return [Table(caption=caption, head=head, rows=tuple(rows))]
 
 

@@ -15,6 +15,7 @@ from resdeploy.bundle.calibration_record import (
 )
 from resdeploy.bundle.manifest import Manifest, Quality
 from resdeploy.errors import BundleError
+from resdeploy.images.preprocessing import size_text
 from resdeploy.images.preprocessing_choice import describe_choice
 from resdeploy.images.preprocessing_text import other_setting_facts
 from resdeploy.json_documents import parse
@@ -22,8 +23,8 @@ from resdeploy.pages.blocks import Block, Facts, Section, Table, Text
 from resdeploy.report.layers import layer_blocks
 from resdeploy.report.trade_off import trade_off_blocks
 from resdeploy.result_files.benchmark import LayerTimes
-from resdeploy.result_files.provenance import Environment
-from resdeploy.tables import NONE, WORST
+from resdeploy.result_files.provenance import Environment, without_folders
+from resdeploy.tables import NONE, WORST, percentage, plural
 
 Document = TypeVar("Document")
 
@@ -43,11 +44,18 @@ def export_summary(manifest: Manifest) -> str:
     agreement = min(artifact.parity.agreement for artifact in manifest.artifacts)
     golden, count = manifest.golden, len(manifest.artifacts)
     graphs = "the graph" if count == 1 else f"each of the {count} graphs"
-    share = f"at least {agreement:.1f} %" if agreement < 100 else "all"
+    share = f"at least {percentage(agreement)}" if agreement < 100 else "all"
     return (
         f"At the export, {graphs} had the same predicted class as {golden.reference_name} on "
-        f"{share} of {golden.described}. Accuracy is not judged: run resdeploy verify with --data."
+        f"{share} of {golden.described}."
     )
+
+
+def network_text(manifest: Manifest) -> str:
+    """Return the network of a bundle, its input size, its classes and the day of the export."""
+    size, date = manifest.preprocessing.image_size, export_environment(manifest).date[:10]
+    name, classes = manifest.model.get("name"), plural(manifest.classes, "class")
+    return f"{name} at {size_text(size)} pixels, {classes}, exported on {date}"
 
 
 def bundle_sections(bundles: Sequence[BundleContents]) -> list[Section]:
@@ -94,7 +102,7 @@ def _sections(bundle: BundleContents) -> list[tuple[str, tuple[Block, ...]]]:
 def _quality(quality: Quality | None) -> str:
     if quality is None:
         return NONE
-    return f"{quality.agreement:.2f} % of {quality.images:,}, {quality.sqnr_db:.1f} dB"
+    return f"{percentage(quality.agreement, 2)} of {quality.images:,}, {quality.sqnr_db:.1f} dB"
 
 
 def _parity(manifest: Manifest) -> Table:
@@ -104,7 +112,7 @@ def _parity(manifest: Manifest) -> Table:
             artifact.file,
             f"{artifact.bytes / 1e6:.1f} MB",
             f"{artifact.int8_convs} of {artifact.convs}",
-            f"{artifact.parity.agreement:.1f} %",
+            percentage(artifact.parity.agreement),
             f"{artifact.parity.sqnr_db:.1f} dB",
             f"{artifact.parity.sqnr_db_p5:.1f} dB",
             f"{artifact.parity.max_error:.2g}",
@@ -118,9 +126,10 @@ def _parity(manifest: Manifest) -> Table:
     ]  # fmt: skip
     golden = manifest.golden
     caption = (
-        f"Each graph in ONNX Runtime on a CPU, compared with {golden.reference_name} in FP32 on "
-        f"{golden.described}. Agreement: images with the same predicted class. "
-        "SQNR: signal-to-quantisation-noise ratio of the logits, median and 5th percentile (p5)."
+        f"Graphs of the bundle. Each in ONNX Runtime on a CPU, compared with "
+        f"{golden.reference_name} in FP32 on {golden.described}. Agreement: images with the same "
+        "predicted class. SQNR: signal-to-quantisation-noise ratio of the logits, median and 5th "
+        "percentile (p5)."
     )
     if judged:
         caption += (
@@ -133,8 +142,7 @@ def _input(manifest: Manifest) -> Facts:
     model, prep = manifest.model, manifest.preprocessing
     return Facts(
         facts=(
-            ("network", f"{model.get('name')}, {manifest.classes} classes"),
-            ("weights", str(model.get("source", "unknown"))),
+            ("weights", without_folders(str(model.get("source", "unknown")))),
             ("sha256 of the weights", str(model.get("source_sha256", "unknown"))),
             ("input", f"uint8 RGB, shape (batch, {prep.size[0]}, {prep.size[1]}, 3)"),
             ("pre-processing", describe_choice(prep, manifest.preprocessing_origins)),
@@ -149,9 +157,9 @@ def _batch_norms(shift: BatchNormShift) -> tuple[Block, ...]:
     return (
         Text(text=f"{sentence[0].upper()}{sentence[1:]}."),
         Table(
-            caption=f"The {len(worst)} of {len(shift.norms)} batch norms whose input differs most "
-            "from that in training. Mean: distance in recorded standard deviations; variance: "
-            "factor. Both are medians over the channels.",
+            caption=f"The {len(worst)} of {plural(len(shift.norms), 'batch norm')} whose input "
+            "differs most from that in training. Mean: distance in recorded standard deviations; "
+            "variance: factor. Both are medians over the channels.",
             head=("batch norm", "mean", "variance"),
             rows=tuple(
                 (norm.name, f"{norm.mean_shift:.2g}", variance_factor(norm.variance_octaves))
@@ -187,14 +195,14 @@ def _calibration(record: CalibrationRecord) -> tuple[Block, ...]:
 
 def _scores(record: CalibrationRecord) -> Table:
     return Table(
-        caption=f"Each calibrator on {record.scoring_images} held-out images, compared with FP32; "
-        "those in the bundle are highlighted.",
+        caption=f"Calibrators, compared with FP32 on {record.scoring_images} held-out images. "
+        "Those in the bundle are highlighted.",
         head=("calibrator", "encoding", "agreement", "SQNR", "SQNR p5"),
         rows=tuple(
             (
                 score.calibrator,
                 score.encoding.value,
-                f"{score.agreement:.1f} %",
+                percentage(score.agreement),
                 f"{score.sqnr_db:.1f} dB",
                 f"{score.sqnr_db_p5:.1f} dB",
             )

@@ -6,10 +6,10 @@ from resdeploy.benchmark_process.roofline import Ceilings, arithmetic_of, operat
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.operation_counts import WorkTotals
 from resdeploy.images.preprocessing import size_text
-from resdeploy.pages.blocks import Block, Facts, Figure, Section, Table, Text
+from resdeploy.pages.blocks import Block, Figure, Section, Table, Text
 from resdeploy.pages.svg import PlotLine, PlotPoint, bands, intervals, scatter
 from resdeploy.result_files.benchmark import Benchmark, Timing
-from resdeploy.tables import NONE, plural
+from resdeploy.tables import NONE, percentage, plural
 
 
 def benchmark_summary(result: Benchmark) -> str:
@@ -41,24 +41,25 @@ def benchmark_section(result: Benchmark) -> Section:
         blocks.append(_stages(result))
     if result.work and result.ceilings:
         blocks += _roofline(result, result.work, result.ceilings)
-    blocks += [Text(text=f"Notice: {notice}") for notice in result.notices]
+    blocks += [Text(text=f"Notice: {notice}.") for notice in result.notices]
     environment, first = result.environment, result.results[0]
     title = (
         f"Speed: {environment.model} at {size_text(environment.image_size)} pixels, "
-        f"{environment.mode or 'stream'}, batch {first.batch}, threads {first.threads}"
+        f"mode {environment.mode or 'stream'}, batch {first.batch}, "
+        f"{plural(first.threads, 'thread')}"
     )
     return Section(title=title, blocks=tuple(blocks))
 
 
 def _spread(timings: list[Timing]) -> Figure:
-    rows = [(contender_label(t), t.quantiles_ms, f"{t.p50_ms:.2f} ms") for t in timings]
+    rows = [(contender_label(t), t.quantiles_ms) for t in timings]
     return Figure(
         svg=bands(
             rows,
-            axis="milliseconds per call, on a logarithmic scale",
+            axis="milliseconds per call (logarithmic)",
             description="Distribution of the times of single calls, in milliseconds.",
         ),
-        caption="Distribution of the times of single calls: the line is the median, the dark band "
+        caption="Distribution of the times of single calls. The line is the median, the dark band "
         "contains 50 %, the middle band 90 % and the pale band 98 %.",
     )
 
@@ -78,8 +79,8 @@ def _times(result: Benchmark) -> Table:
         for t in result.results
     )
     return Table(
-        caption="Milliseconds per call, images per second, and the speed-up against PyTorch "
-        "eager with its 95 % confidence interval.",
+        caption="Latency and throughput. Milliseconds per call, images per second, and the "
+        "speed-up against PyTorch eager with its 95 % confidence interval.",
         head=("contender", "p50", "p90", "p99", "images/s", "speed-up", "interval"),
         rows=rows,
         highlighted=frozenset([fastest]),
@@ -93,19 +94,19 @@ def _speedups(timings: list[Timing]) -> Figure:
             timing.speedup_low or 0.0,
             timing.speedup or 0.0,
             timing.speedup_high or 0.0,
-            f"{timing.speedup:.2f}x",
         )
         for timing in timings
     ]
     return Figure(
         svg=intervals(
             rows,
-            axis="times as fast as PyTorch eager, on a logarithmic scale",
+            axis="speed-up (logarithmic)",
             description="Speed-ups with 95 % confidence intervals.",
-            marks=((1.0, "PyTorch eager"),),
+            marks=(1.0,),
             logarithmic=True,
         ),
-        caption="Speed-ups with their 95 % confidence intervals.",
+        caption="Speed-up against PyTorch eager, with its 95 % confidence interval.",
+        legend=(("mark0", "PyTorch eager"),),
     )
 
 
@@ -131,8 +132,13 @@ def _resources(result: Benchmark) -> Table:
         if set(columns[optional]) == {NONE}:
             del columns[optional]
     return Table(
-        caption="Resources: the time from the start of a process to its first result, peak memory, "
-        "file size, and the speed as a share of this machine's limit.",
+        caption="Resources. Cold start: time from the start of a process to its first result."
+        + (
+            " Share of the limit: speed in percent of the roofline's; bound by: the resource that "
+            "sets that limit."
+            if "bound by" in columns
+            else ""
+        ),
         head=tuple(columns),
         rows=tuple(zip(*columns.values())),
         html_only=True,
@@ -149,7 +155,7 @@ def _stages(result: Benchmark) -> Table:
         for t in result.results
         if t.stages_ms
     )
-    caption = "Median milliseconds of each stage, from the bytes of a JPEG to the labels."
+    caption = "Stages. Median milliseconds, from the bytes of a JPEG to the labels."
     return Table(caption=caption, head=("contender", *names), rows=rows)
 
 
@@ -170,13 +176,14 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
         points.append(
             PlotPoint(intensity, rate, str(number), 2 if "torch" in timing.contender else 0)
         )
-        name, share = f"{number}  {contender_label(timing)}", _percentage(timing.limit_share)
-        rows.append((name, f"{rate / 1e9:.0f}", f"{intensity:.0f}", share))
+        name = f"{number}  {contender_label(timing)}"
+        rows.append((name, f"{rate / 1e9:.0f}", f"{intensity:.0f}"))
     left = min(point.x for point in points) / 4
     right = max(max(point.x for point in points), max(rates.values()) / memory) * 4
+    highest_first = sorted(rates.items(), key=lambda item: -item[1])
     lines = [
-        PlotLine(((left, left * memory), (rate / memory, rate), (right, rate)), name)
-        for name, rate in sorted(rates.items(), key=lambda item: -item[1])
+        PlotLine(((left, left * memory), (rate / memory, rate), (right, rate)), f"line{index % 5}")
+        for index, (_, rate) in enumerate(highest_first)
     ]
     described = "; ".join(f"{name}: {rate}" for name, rate, *_ in rows)
     roofs = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
@@ -191,22 +198,20 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
                 f"{described}",
                 logarithmic=True,
             ),
-            caption="Roofline: each line is the limit for one arithmetic. The numbers refer to the "
-            "table; triangles are PyTorch.",
+            caption="Roofline. Each line is the limit for one arithmetic, measured in the same "
+            f"run. The memory copied {memory / 1e9:,.1f} GB/s. The numbers refer to the table; "
+            "triangles are PyTorch.",
+            legend=tuple(
+                (line.style, f"{name}: {rate / 1e9:,.0f} Gop/s")
+                for line, (name, rate) in zip(lines, highest_first)
+            ),
         ),
         Table(
-            caption="Billions of operations per second, operations per byte, and the speed as a "
-            "share of the limit.",
-            head=("contender", "Gop/s", "op/byte", "share of the limit"),
+            caption="Points of the roofline. Billions of operations per second, and operations "
+            "per byte.",
+            head=("contender", "Gop/s", "op/byte"),
             rows=tuple(rows),
             html_only=True,
-        ),
-        Facts(
-            caption="Ceilings, measured in the same run",
-            facts=(
-                *((name, f"{rate / 1e9:,.0f} Gop/s") for name, rate in rates.items()),
-                ("memory", f"{memory / 1e9:,.1f} GB/s"),
-            ),
         ),
     ]
 
@@ -216,7 +221,7 @@ def contender_label(timing: Timing) -> str:
 
 
 def _percentage(share: float | None) -> str:
-    return NONE if share is None else f"{100 * share:.0f} %"
+    return NONE if share is None else percentage(100 * share, 0)
 
 
 def _megabytes(size: int | None) -> str:

@@ -16,7 +16,7 @@ from resdeploy.bundle.manifest import graph_name
 from resdeploy.pages import svg
 from resdeploy.pages.blocks import Block, Figure, Table, Text
 from resdeploy.result_files.benchmark import LayerTimes
-from resdeploy.tables import NONE, plural
+from resdeploy.tables import NONE, percentage, plural
 
 NOISIEST = 12  # layers in the plot
 MAX_NAMES = 8
@@ -32,11 +32,13 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
     names = {layer.name for layer in noisiest}
     measured = {name: f"{ms:.3f} ms" for name, ms in times.ms.items()} if times else {}
     time_head = ["time"] if times else []
+    float_head = ["in float for"] if any(layer.in_float for layer in analysis.layers) else []
     total = sum(layer.macs for layer in analysis.layers) or 1
     table = Table(
-        caption="Convolutions and the classifier in graph order: share of the multiply-accumulates "
-        f"(MACs), and noise at the logits of {graph} in percent of the signal's power when only "
-        "the input, or only the weights, of this layer are quantised: more is worse. The "
+        caption="All convolutions and the classifier, in graph order. Share of the "
+        f"multiply-accumulates (MACs), and noise at the logits of {graph} in percent of the "
+        "signal's power when only the input, or only the weights, of this layer are quantised: "
+        "more is worse. The "
         f"{len(names)} noisiest are highlighted."
         + (f" Time: in {times.graph}, from ONNX Runtime's profile." if times else ""),
         head=(
@@ -45,17 +47,17 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
             "MACs",
             "noise, input",
             "noise, weights",
-            "in float for",
+            *float_head,
             *time_head,
         ),
         rows=tuple(
             (
                 layer.name,
                 layer.kind,
-                f"{100 * layer.macs / total:.1f} %",
+                percentage(100 * layer.macs / total),
                 noise_text(layer.input_sqnr_db),
                 noise_text(layer.weight_sqnr_db),
-                ", ".join(layer.in_float) or NONE,
+                *([", ".join(layer.in_float) or NONE] if float_head else []),
                 *([measured.get(layer.name, NONE)] if times else []),
             )
             for layer in analysis.layers
@@ -88,9 +90,9 @@ def remedy_lines(remedy: Remedy) -> list[str]:
     graph = f"{graph_name('int8', remedy.encoding)}.onnx"
     limits = f"{ENOUGH_AGREEMENT:g} % and {ENOUGH_SQNR_DB:g} dB"
     images = plural(remedy.images, "held-out image" if remedy.held_out else "golden image")
-    step = f" (one image is {100 / remedy.images:.1f} %)" if remedy.agreement < 100 else ""
+    step = f" (one image is {percentage(100 / remedy.images)})" if remedy.agreement < 100 else ""
     now = (
-        f"{remedy.agreement:.1f} % agreement on {images}{step}, and an SQNR of "
+        f"{percentage(remedy.agreement)} agreement on {images}{step}, and an SQNR of "
         f"{remedy.sqnr_db:.1f} dB"
     )
     if not remedy.options and remedy.mixture is None:
@@ -116,14 +118,14 @@ def remedy_lines(remedy: Remedy) -> list[str]:
     lines.append(
         f"Measured on the golden images, with {len(mixture.layers)} of "
         f"{plural(mixture.candidates, 'layer')} in float ({names}): "
-        f"{mixture.agreement:.1f} % agreement and {mixture.sqnr_db:.1f} dB"
+        f"{percentage(mixture.agreement)} agreement and {mixture.sqnr_db:.1f} dB"
         + (
             ". The search of the export measures on more images and may keep fewer."
             if remedy.sufficient
             else f". That is less than {limits}, so more layers in float are not the remedy."
         )
     )
-    cost = f"Cost: {mixture.float_share_percent:.1f} % of the convolutions' products in float"
+    cost = f"Cost: {percentage(mixture.float_share_percent)} of the convolutions' products in float"
     if mixture.p50_ms is not None and mixture.p50_ms_before is not None:
         cost += (
             f"; one image takes {mixture.p50_ms:.2f} ms instead of {mixture.p50_ms_before:.2f} ms "
@@ -134,16 +136,16 @@ def remedy_lines(remedy: Remedy) -> list[str]:
 
 def _noise(graph: str, layers: Sequence[LayerCost]) -> Figure:
     known = [(layer.name, layer.worst_db) for layer in layers if layer.worst_db is not None]
-    rows = [(name, noise_percent(worst), noise_text(worst)) for name, worst in known]
+    rows = [(name, noise_percent(worst), "") for name, worst in known]
     return Figure(
         svg=svg.bars(
             rows,
-            axis="noise at the logits, in % of the signal's power (longer is worse)",
+            axis="noise, in % of the signal's power",
             description=f"Noise at the logits of {graph} by layer, in % of the signal's power.",
         ),
-        caption=f"The noisiest layers of {graph}, the INT8 graph of this bundle with the lowest "
-        "agreement, then SQNR: noise at the logits when only the layer's input, or only its "
-        "weights, are quantised, whichever is worse.",
+        caption=f"The noisiest layers of {graph}. This is the INT8 graph of the bundle with the "
+        "lowest agreement, then SQNR. A longer bar is worse: noise at the logits when only the "
+        "layer's input, or only its weights, are quantised, whichever is worse.",
     )
 
 
@@ -158,8 +160,11 @@ def _histogram(values: ActivationHistogram) -> Figure:
             values.low,
             values.high,
             (values.range_low, values.range_high),
-            f"Histogram of {values.tensor}: {ranges}",
+            axis="value of the activation",
+            y_label="number of values (logarithmic)",
+            description=f"Histogram of {values.tensor}: {ranges}",
         ),
-        caption=f"{values.tensor} on the calibration images: {ranges}. Counts are on a logarithmic "
-        "scale; values outside the dashed lines are clipped.",
+        caption=f"Activations of {values.tensor} on the calibration images. "
+        f"{ranges[0].upper()}{ranges[1:]}.",
+        legend=(("mark0", "quantisation range; values outside are clipped"),),
     )

@@ -1,9 +1,10 @@
-"""Report sections of the environments of results, and of the commands that produced them."""
+"""Report section of the environments of results, and of the commands that produced them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from resdeploy.images.preprocessing import size_text
 from resdeploy.machine.conditions import Conditions
 from resdeploy.machine.device import Device
 from resdeploy.machine.nvml import Gpu
@@ -11,14 +12,29 @@ from resdeploy.pages.blocks import Commands, Facts, Section
 from resdeploy.result_files.provenance import Environment
 
 
-def origin_sections(environments: Sequence[tuple[str, Environment]]) -> tuple[Section, Section]:
-    """Return the environments, each below its name, and the distinct commands of a report."""
-    facts = [Facts(caption=name, facts=_facts(environment)) for name, environment in environments]
-    commands = dict.fromkeys(e.command for _, e in environments if e.command)
-    return (
-        Section(title="Environments", blocks=tuple(facts)),
-        Section(title="Commands", blocks=(Commands(lines=tuple(commands)),)),
-    )
+def origin_section(environments: Sequence[tuple[str, Environment]]) -> Section:
+    """Return the facts that all environments share, then the others, then the commands."""
+    facts = [(name, _facts(environment)) for name, environment in environments]
+    shared = [fact for fact in facts[0][1] if all(fact in found for _, found in facts)]
+    blocks = [Facts(facts=tuple(shared))] if shared else []
+    for name, found in facts:
+        if others := tuple(fact for fact in found if fact not in shared):
+            blocks.append(Facts(caption=name, facts=others))
+    commands = tuple(dict.fromkeys(e.command for _, e in environments if e.command))
+    return Section(title="Provenance", blocks=(*blocks, Commands(lines=commands)))
+
+
+def subject_text(environment: Environment) -> str:
+    """Return the bundle, the network and its input size, as far as they are known."""
+    size = environment.image_size
+    model = environment.model or "a network"
+    network = f"{model} at {size_text(size)} pixels" if size else model
+    return f"{environment.bundle} ({network})" if environment.bundle else network
+
+
+def made_text(environment: Environment) -> str:
+    """Return the day and the machine of a result."""
+    return f"on {environment.date[:10]} on {environment.device.name}"
 
 
 def software_text(device: Device) -> str:

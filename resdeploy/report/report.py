@@ -14,7 +14,7 @@ from resdeploy.bundle.quality import grouped_by_hint
 from resdeploy.filesystem import refuse_existing_file, write_file
 from resdeploy.pages.blocks import Page
 from resdeploy.pages.markdown import to_markdown
-from resdeploy.pages.template import render_page
+from resdeploy.pages.template import to_html
 from resdeploy.readable_text import readable
 from resdeploy.report.accuracy import verification_section, verification_summary
 from resdeploy.report.comparison import comparison_section, comparison_summary
@@ -23,9 +23,11 @@ from resdeploy.report.contents import (
     bundle_sections,
     export_environment,
     export_summary,
+    network_text,
 )
 from resdeploy.report.latency import benchmark_section, benchmark_summary
-from resdeploy.report.origin import origin_sections
+from resdeploy.report.origin import made_text, origin_section, subject_text
+from resdeploy.report.recommendation import recommendation
 from resdeploy.result_files import benchmark, comparison, verification
 from resdeploy.result_files.benchmark import Benchmark, LayerTimes
 from resdeploy.result_files.comparison import Comparison
@@ -143,8 +145,22 @@ def make_page(inputs: ReportInputs) -> Page:
     ]
     return Page(
         title=_title(inputs),
+        lead="; ".join(network_text(bundle.manifest) for bundle in bundles),
         # A bundle alone has no verdict: nothing was judged on images that could decide.
         verdict=worst_verdict(verdicts) if verdicts else None,
+        subject="; ".join(
+            [
+                *(
+                    f"{result.second} compared with {result.first} {made_text(result.environment)}"
+                    for result in inputs.comparisons
+                ),
+                *(
+                    f"{subject_text(result.environment)} verified {made_text(result.environment)}"
+                    for result in inputs.verifications
+                ),
+            ]
+        ),
+        recommendation=recommendation(inputs.comparisons, inputs.verifications, inputs.benchmarks),
         warnings=tuple(grouped_by_hint(warnings)),
         summary=(
             *map(comparison_summary, inputs.comparisons),
@@ -157,14 +173,9 @@ def make_page(inputs: ReportInputs) -> Page:
             *map(verification_section, inputs.verifications),
             *map(benchmark_section, inputs.benchmarks),
             *bundle_sections(bundles),
-            *origin_sections(environments),
+            origin_section(environments),
         ),
     )
-
-
-def to_html(page: Page) -> bytes:
-    """Return a page as one HTML file that needs no network and no script."""
-    return render_page("report/report.html.j2", page=page)
 
 
 def bundle_page(name: str, manifest: Manifest, analysis: Analysis | None) -> Page:
@@ -173,8 +184,13 @@ def bundle_page(name: str, manifest: Manifest, analysis: Analysis | None) -> Pag
 
 
 def _title(inputs: ReportInputs) -> str:
-    if inputs.bundles:
+    if inputs.bundles and not inputs.comparisons:
         return ", ".join(bundle.name for bundle in inputs.bundles)
-    models = [result.environment.model for result in inputs.verifications]
-    models += [result.environment.model for result in inputs.benchmarks]
-    return ", ".join(dict.fromkeys(model or "a network" for model in models)) or "comparison"
+    kinds = {
+        "Comparison": [f"{result.second} with {result.first}" for result in inputs.comparisons],
+        "Verification": [subject_text(result.environment) for result in inputs.verifications],
+        "Benchmark": [subject_text(result.environment) for result in inputs.benchmarks],
+    }
+    return "; ".join(
+        f"{kind} of {', '.join(dict.fromkeys(names))}" for kind, names in kinds.items() if names
+    )

@@ -8,23 +8,27 @@ from resdeploy.bundle.calibration_record import TradeOffPoint
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.pages.blocks import Block, Figure, Table
 from resdeploy.pages.svg import PlotPoint, scatter
-from resdeploy.tables import NONE, plural
+from resdeploy.tables import NONE, percentage, plural
 
 
 def trade_off_blocks(points: Sequence[TradeOffPoint]) -> tuple[Block, ...]:
-    """Return a plot and a table of the settings with a latency, then of those without one."""
+    """Return a plot and a table of the settings with a latency, then of those without one.
+
+    The table of the calibrators has the settings without layers in float, so the tables here have
+    only those of the bundle, FP32 and the mixtures.
+    """
     timed = [point for point in points if point.p50_ms is not None]
     untimed = [point for point in points if point.p50_ms is None]
     return (
         *_blocks(
             timed,
-            "Settings tried for CPUs; latency of one image on all cores, at the export.",
+            "Settings for CPUs. Latency of one image on all cores, at the export.",
             "latency in ms",
         ),
         *_blocks(
             untimed,
-            "Settings tried for TensorRT; their latency was not measured, so the cost is the share "
-            "of the convolutions' multiply-accumulates (MACs) in float.",
+            "Settings for TensorRT. Their latency was not measured, so the cost is the share of "
+            "the convolutions' multiply-accumulates (MACs) in float.",
             "% of the convolutions' MACs in float",
         ),
     )
@@ -32,10 +36,10 @@ def trade_off_blocks(points: Sequence[TradeOffPoint]) -> tuple[Block, ...]:
 
 def _blocks(points: Sequence[TradeOffPoint], caption: str, x_label: str) -> list[Block]:
     blocks: list[Block] = []
-    if len({_cost(point) for point in points}) > 1:
+    if len({_cost(point) for point in points}) > 1 < len({point.agreement for point in points}):
         blocks.append(_plot(points, caption, x_label))
-    if points:
-        blocks.append(_table(points, caption))
+    if shown := [point for point in points if point.chosen or point.layers]:
+        blocks.append(_table(shown, caption, len(points)))
     return blocks
 
 
@@ -62,24 +66,25 @@ def _plot(points: Sequence[TradeOffPoint], caption: str, x_label: str) -> Figure
             description=f"Agreement with FP32 in % against {x_label}. {described}",
             y_max=100.0,
         ),
-        caption=f"{caption} The settings in the bundle have a dark border.",
+        caption=f"Agreement with FP32 against {x_label}. {caption} The settings in the bundle have "
+        "a dark border.",
     )
 
 
-def _table(points: Sequence[TradeOffPoint], caption: str) -> Table:
+def _table(points: Sequence[TradeOffPoint], caption: str, tried: int) -> Table:
     ordered = sorted(points, key=lambda point: (point.encoding.value, -point.agreement))
     cost = "in float" if ordered[0].p50_ms is None else "latency"
     return Table(
-        caption=f"{caption} The settings in the bundle are highlighted.",
+        caption=f"{caption} {plural(tried, 'setting')} tried; those in the bundle are highlighted.",
         head=("setting", "encoding", "agreement", "drop", "images", cost),
         rows=tuple(
             (
                 _setting(point),
                 point.encoding.value,
-                f"{point.agreement:.2f} %",
+                percentage(point.agreement, 2),
                 NONE if point.drop is None else f"{point.drop:+.2f}",
                 f"{point.images:,}",
-                f"{_cost(point):.1f} %" if point.p50_ms is None else f"{point.p50_ms:.2f} ms",
+                percentage(_cost(point)) if point.p50_ms is None else f"{point.p50_ms:.2f} ms",
             )
             for point in ordered
         ),

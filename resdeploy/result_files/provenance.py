@@ -86,7 +86,7 @@ def command_line() -> str:
     before_arguments = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
     is_module = before_arguments[-2:-1] == ["-m"]
     program = ["python", *before_arguments[-2:]] if is_module else [Path(sys.argv[0]).name]
-    return shlex.join([*program, *map(_without_folders, sys.argv[1:])])
+    return shlex.join([*program, *map(without_folders, sys.argv[1:])])
 
 
 def shown_path(path: Path) -> str:
@@ -99,7 +99,8 @@ def shown_path(path: Path) -> str:
     return str(resolved.relative_to(folder)) if inside else resolved.name
 
 
-def _without_folders(argument: str) -> str:
+def without_folders(argument: str) -> str:
+    """Return an argument, or the value of a setting, without the folders of an absolute path."""
     option, equals, value = argument.rpartition("=")  # --output=/tmp/a
     return option + equals + shown_path(Path(value)) if value.startswith("/") else argument
 

@@ -30,6 +30,7 @@ from resdeploy.result_files.benchmark import (
     ImageEnergy,
     Timing,
 )
+from resdeploy.result_files.provenance import shown_path
 from resdeploy.runtime.bench.contenders import CEILINGS, ceiling_contenders, list_contenders
 from resdeploy.runtime.bench.energy_per_image import (
     energy_per_image,
@@ -146,6 +147,7 @@ def _make_result(
             before,
             model=bundle.manifest.model["name"],
             image_size=bundle.manifest.preprocessing.image_size,
+            bundle=shown_path(bundle.path),
             mode=config.mode.value,
             rounds=len(runners[0].times),
             runs=tuple(len(run) for run in runners[0].runs),

@@ -16,7 +16,7 @@ from resdeploy.progress import Progress, silent
 from resdeploy.result_files.benchmark import SCHEMA as BENCHMARK_SCHEMA
 from resdeploy.result_files.benchmark import Benchmark
 from resdeploy.result_files.comparison import Comparison, LayerChange
-from resdeploy.result_files.provenance import Environment, shown_path
+from resdeploy.result_files.provenance import Environment, shown_path, without_folders
 from resdeploy.result_files.reader import read_results
 from resdeploy.runtime.backends.base import AUTO
 from resdeploy.runtime.backends.registry import Candidate, candidates
@@ -71,8 +71,8 @@ def compare(
     return Comparison(
         # A difference between two machines is no evidence for either version.
         verdict=Verdict.INCONCLUSIVE if changes.notices else worst_verdict(verdicts),
-        first=first,
-        second=second,
+        first=without_folders(first),
+        second=without_folders(second),
         max_drop=config.max_drop,
         max_slowdown=config.max_slowdown,
         latency=changes.lines,

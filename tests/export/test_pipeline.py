@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -448,6 +449,16 @@ def test_weights_outside_float16_leave_nothing(config: ExportConfig, tmp_path: P
 
 
 # The report
+
+
+def test_no_file_of_a_bundle_names_a_folder_of_this_machine(
+    tiny_bundle: Bundle, tiny_checkpoint: Path, image_data: Path
+) -> None:
+    # All paths of this export were absolute.
+    folders = [tiny_bundle.path.parent, tiny_checkpoint.parent, image_data.parent, Path(sys.prefix)]
+    for path in tiny_bundle.path.iterdir():
+        content = path.read_bytes()
+        assert [folder for folder in folders if str(folder).encode() in content] == [], path.name
 
 
 def test_the_report_shows_every_graph_and_loads_nothing(tiny_bundle: Bundle) -> None:

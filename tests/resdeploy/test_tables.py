@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resdeploy.tables import plural
+from resdeploy.tables import percentage, plural
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,21 @@ from resdeploy.tables import plural
 )  # fmt: skip
 def test_a_count_has_all_its_digits(count: float, text: str) -> None:
     assert plural(count, "image") == text
+
+
+@pytest.mark.parametrize("noun", ["class", "box", "batch"])
+def test_a_plural_may_need_two_letters(noun: str) -> None:
+    assert plural(2, noun) == f"2 {noun}es"
+    assert plural(2, "epoch") == "2 epochs"
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "text"),
+    [
+        (100.0, 1, "100.0 %"), (99.97, 1, "99.9 %"), (99.94, 1, "99.9 %"), (99.999, 2, "99.99 %"),
+        (99.6, 0, "99 %"), (0.0, 1, "0.0 %"), (0.03, 1, "< 0.1 %"), (0.06, 1, "0.1 %"),
+        (50.0, 2, "50.00 %"), (100.0, 0, "100 %"), (120.0, 1, "120.0 %"),
+    ],
+)  # fmt: skip
+def test_only_all_and_nothing_look_like_it(value: float, decimals: int, text: str) -> None:
+    assert percentage(value, decimals) == text

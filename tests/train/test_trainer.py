@@ -71,7 +71,7 @@ def test_training_learns_and_writes_a_run_folder(config: TrainingConfig) -> None
     assert result.accuracy > 90
     assert result.images_per_second > 0
     assert sorted(path.name for path in result.run.iterdir()) == [
-        "curves.png", "metrics.jsonl", "model.json", "model.safetensors", "report.html",
+        "metrics.jsonl", "model.json", "model.safetensors", "report.html",
         "state.json", "state.safetensors",
     ]  # fmt: skip
     assert run_folder.LATEST.resolve() == result.run.resolve()

@@ -1,64 +1,92 @@
-"""The plot of loss and accuracy per epoch, `curves.png`."""
+"""The plots of loss and accuracy per epoch in the report of a run."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resdeploy.errors import needs_extra
-from resdeploy.filesystem import write_file
+from resdeploy.pages.blocks import Figure
+from resdeploy.pages.svg import PlotLine, PlotPoint, scatter
+from resdeploy.tables import percentage
 from resdeploy.train.run.folder import EpochMetrics
+from resdeploy.train.run.outcome import RunOutcome
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE = "#0072B2", "#D55E00"
+TRAINING, VALIDATION, BEST, BASELINE = "line0", "line1", "mark0", "mark1"
+Curve = list[tuple[float, float]]
 
 
-def draw_curves(metrics: Sequence[EpochMetrics], path: Path) -> None:
-    """Write a plot of the losses and the validation accuracy per epoch."""
-    epochs = [line.epoch for line in metrics]
-    figure = new_figure(8, 3.2)
-    left, right = figure.subplots(1, 2)
-    left.plot(epochs, [line.loss for line in metrics], ".-", color=BLUE, label="training")
-    left.plot(epochs, [line.val_loss for line in metrics], ".-", color=ORANGE, label="validation")
-    left.set(xlabel="epoch", ylabel="loss")
-    # The validation loss can be huge until the batch-norm statistics settle, so it is cut off.
-    finite = [line.val_loss for line in metrics if math.isfinite(line.val_loss)] or [1.0]
-    left.set_ylim(0, 1.15 * max(np.percentile(finite, 75), *(line.loss for line in metrics)))
-    left.legend(frameon=False)
-    right.plot(epochs, [line.accuracy for line in metrics], ".-", color=ORANGE)
-    right.set(xlabel="epoch", ylabel="validation accuracy (%)")
-    write_file(path, figure_png(figure))
+def curve_figures(metrics: Sequence[EpochMetrics], outcome: RunOutcome) -> tuple[Figure, ...]:
+    """Return plots of the accuracy and of the losses, which mark the best epoch.
 
-
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of `width` by `height` inches, without pyplot and its global state.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
+    The accuracy's plot also marks the accuracy of always predicting the most frequent class.
     """
-    with needs_extra():
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+    best, baseline = f"best epoch: {outcome.best_epoch}", outcome.baseline_accuracy
+    accuracies: Curve = [(line.epoch, line.accuracy) for line in metrics]
+    losses: Curve = [(line.epoch, line.loss) for line in metrics]
+    val_losses: Curve = [(m.epoch, m.val_loss) for m in metrics if math.isfinite(m.val_loss)]
+    # The validation loss can be huge until the batch-norm statistics settle, so it is cut off.
+    usual = float(np.percentile([loss for _, loss in val_losses] or [0.0], 75))
+    return (
+        _figure(
+            {VALIDATION: accuracies, BASELINE: [(-math.inf, baseline), (math.inf, baseline)]},
+            outcome.best_epoch,
+            y_label="top-1 accuracy in %",
+            y_max=100.0,
+            caption="Accuracy on the validation images after each epoch.",
+            legend=(
+                (VALIDATION, "validation images"),
+                (BASELINE, f"always the most frequent class: {percentage(baseline, 2)}"),
+                (BEST, best),
+            ),
+        ),
+        _figure(
+            {TRAINING: losses, VALIDATION: val_losses},
+            outcome.best_epoch,
+            y_label="cross-entropy loss",
+            y_max=1.15 * max(usual, *(loss for _, loss in losses)),
+            caption="Loss of each epoch. The training loss includes label smoothing and "
+            "augmentation, the validation loss does not.",
+            legend=((TRAINING, "training"), (VALIDATION, "validation"), (BEST, best)),
+        ),
+    )
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
-
-def figure_png(figure: Figure) -> bytes:
-    """Return the figure as a PNG file, with whole epochs, a pale grid and no frame."""
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-        axes.locator_params(axis="x", integer=True)
-    stream = io.BytesIO()
-    figure.savefig(stream, dpi=120, format="png")
-    return stream.getvalue()
+def _figure(
+    curves: dict[str, Curve],
+    best: int,
+    *,
+    y_label: str,
+    y_max: float,
+    caption: str,
+    legend: tuple[tuple[str, str], ...],
+) -> Figure:
+    points = [
+        PlotPoint(x, y, "", 0 if style == TRAINING else 1)
+        for style, curve in curves.items()
+        for x, y in curve
+        if x == best
+    ]
+    lines = [PlotLine(tuple(curve), style) for style, curve in curves.items() if curve]
+    shown = tuple(line for line in legend if line[0] == BEST or curves.get(line[0]))
+    ends = {style: (curve[0][1], curve[-1][1]) for style, curve in curves.items() if curve}
+    values = "; ".join(
+        f"{meaning}, from {ends[style][0]:.4g} to {ends[style][1]:.4g}"
+        if style in ends
+        else meaning
+        for style, meaning in shown
+    )
+    return Figure(
+        svg=scatter(
+            points,
+            [*lines, PlotLine(((best, -math.inf), (best, math.inf)), BEST)],
+            x_label="epoch",
+            y_label=y_label,
+            description=f"{caption.partition('.')[0]}: {values}",
+            y_max=y_max,
+            whole_x=True,
+        ),
+        caption=caption,
+        legend=shown,
+    )

@@ -35,11 +35,10 @@ from resdeploy.train.run.record import FORMAT, RunRecord, other_format, save_rec
 STATE_FILE = "state.safetensors"
 TEACHER_FILE = "teacher.safetensors"
 METRICS = "metrics.jsonl"
-CURVES = "curves.png"
 REPORT = "report.html"
 UNREADABLE = "unreadable.txt"
 RESULTS = (
-    MODEL_JSON, MODEL_FILE, STATE_FILE, TEACHER_FILE, METRICS, CURVES, REPORT, UNREADABLE,
+    MODEL_JSON, MODEL_FILE, STATE_FILE, TEACHER_FILE, METRICS, REPORT, UNREADABLE,
 )  # fmt: skip
 RUNS = Path("runs")
 LATEST = RUNS / "latest"

@@ -4,69 +4,82 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from resdeploy.filesystem import write_file
 from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.pages.blocks import MAX_MATRIX_CLASSES
-from resdeploy.pages.template import render_page
+from resdeploy.pages.blocks import (
+    MAX_MATRIX_CLASSES,
+    Block,
+    Commands,
+    Facts,
+    Matrix,
+    Page,
+    Picture,
+    Pictures,
+    Section,
+    Table,
+    Text,
+)
+from resdeploy.report.origin import made_text, origin_section
+from resdeploy.result_files.provenance import Environment, shown_path, without_folders
+from resdeploy.tables import percentage, plural
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.shards import ImageFile, TarMember, image_content
 from resdeploy.train.evaluation import Evaluation
-from resdeploy.train.run.folder import CURVES, REPORT
+from resdeploy.train.run.curves import curve_figures
+from resdeploy.train.run.folder import UNREADABLE, EpochMetrics
 from resdeploy.train.run.outcome import RunOutcome
 
-TEMPLATE = "train/run/report.html.j2"
+MAX_UNREADABLE = 50  # names on the page
 
 
-def write_report(
+def training_page(
     folder: Path,
     config: TrainingConfig,
     outcome: RunOutcome,
+    metrics: Sequence[EpochMetrics],
     evaluation: Evaluation,
     images: LabelledImages[ImageFile],
     preprocessing: Preprocessing,
     unreadable: Sequence[str],
-    provenance: Mapping[str, Any],
-) -> None:
-    """Write `report.html` to a run folder that holds `curves.png`.
+    environment: Environment,
+) -> Page:
+    """Return the report of a run.
 
     The results in `evaluation` are those of the finished network on `images`; `unreadable` names
     the files that could not be decoded.
     """
-    labels = images.classes
-    page = render_page(
-        TEMPLATE,
-        name=str(folder),
-        evaluation=evaluation,
-        outcome=outcome,
-        labels=labels,
-        curves=_data_uri((folder / CURVES).read_bytes()),
-        show_matrix=len(labels) <= MAX_MATRIX_CLASSES,
-        shares=row_shares(evaluation.confusion),
-        pairs=confused_pairs(evaluation.confusion),
-        pictures=[
-            _picture(images.files[mistake.position], preprocessing) for mistake in evaluation.worst
-        ],
-        unreadable=unreadable,
-        settings=config.to_json(),
-        provenance=provenance,
+    name, kind = shown_path(folder), "held-out" if outcome.held_out else "validation"
+    stopped = f"The training ended before epoch {outcome.planned_epochs}: {outcome.stopped}."
+    return Page(
+        title=f"{percentage(evaluation.accuracy, 2)} top-1 accuracy",
+        lead=f"Training run {name}, after {plural(outcome.epochs, 'epoch')}, on "
+        f"{evaluation.confusion.sum():,} {kind} images of "
+        f"{plural(len(images.classes), 'class')}, {made_text(environment)}",
+        summary=(
+            f"The network is that of epoch {outcome.best_epoch}, the best one.",
+            "Always predicting the most frequent class has an accuracy of "
+            f"{percentage(outcome.baseline_accuracy, 2)}.",
+            *([stopped] if outcome.stopped else []),
+        ),
+        sections=(
+            Section(title="Curves", blocks=curve_figures(metrics, outcome)),
+            Section(title="Errors", blocks=tuple(_errors(evaluation, images, preprocessing))),
+            *_unreadable(unreadable),
+            Section(title="Settings", blocks=(_settings(config),)),
+            origin_section([(name, environment)]),
+            Section(
+                title="Next", blocks=(Commands(lines=(f"resdeploy export {name} --fp16 --int8",)),)
+            ),
+        ),
     )
-    write_file(folder / REPORT, page)
-
-
-def row_shares(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return each entry of a confusion matrix (K, K) as a fraction of its row, from 0 to 1."""
-    shares: npt.NDArray[np.float64] = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    return shares
 
 
 def confused_pairs(confusion: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -78,13 +91,75 @@ def confused_pairs(confusion: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     return [pair for pair in pairs if wrong[pair]]
 
 
-def _picture(file: ImageFile, preprocessing: Preprocessing) -> tuple[str, str]:
-    """Return a file's name, and a data URI of its pixels as the network receives them."""
+def _errors(
+    evaluation: Evaluation, images: LabelledImages[ImageFile], preprocessing: Preprocessing
+) -> Iterator[Block]:
+    labels, confusion = images.classes, evaluation.confusion
+    if len(labels) <= MAX_MATRIX_CLASSES:
+        yield Matrix(
+            caption="Confusion matrix. Rows are true classes, columns predicted classes.",
+            labels=labels,
+            counts=tuple(tuple(map(int, row)) for row in confusion),
+        )
+    pairs = confused_pairs(confusion)
+    if not pairs:
+        yield Text(text="All images were predicted correctly.")
+        return
+    yield Table(
+        caption="Most frequent errors. Share: part of the images of the true class.",
+        head=("true class", "predicted class", "images", "share"),
+        rows=tuple(
+            (
+                labels[true],
+                labels[predicted],
+                str(confusion[true, predicted]),
+                percentage(100 * confusion[true, predicted] / confusion[true].sum()),
+            )
+            for true, predicted in pairs
+        ),
+        names=frozenset([0, 1]),
+    )
+    if evaluation.worst:
+        yield Pictures(
+            caption="The worst mistakes. The images are shown as the network receives them, sorted "
+            "by the probability of the true class, lowest first. Some labels may be wrong.",
+            pictures=tuple(
+                _picture(
+                    images.files[mistake.position],
+                    preprocessing,
+                    labels[mistake.label],
+                    f", predicted {labels[mistake.predicted]} ({100 * mistake.probability:.0f} %)",
+                )
+                for mistake in evaluation.worst
+            ),
+        )
+
+
+def _picture(file: ImageFile, preprocessing: Preprocessing, title: str, text: str) -> Picture:
+    """Return a file's pixels as the network receives them."""
     name = file.name if isinstance(file, TarMember) else f"{file.parent.name}/{file.name}"
     stream = io.BytesIO()
     Image.fromarray(load_image(image_content(file), preprocessing)).save(stream, "PNG")
-    return name, _data_uri(stream.getvalue())
+    data = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return Picture(data=data, title=title, text=text, name=name)
 
 
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _unreadable(names: Sequence[str]) -> Iterator[Section]:
+    if names:
+        lines = tuple(without_folders(name) for name in names[:MAX_UNREADABLE])
+        blocks: list[Block] = [Commands(lines=lines)]
+        if len(names) > MAX_UNREADABLE:
+            blocks.append(Text(text=f"{UNREADABLE} lists all of them."))
+        title = f"Files that could not be decoded: {len(names):,}"
+        yield Section(title=title, blocks=tuple(blocks))
+
+
+def _settings(config: TrainingConfig) -> Facts:
+    values = {name: value for name, value in config.to_json().items() if value is not None}
+    return Facts(facts=tuple((name, _setting(value)) for name, value in values.items()))
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else without_folders(str(value))

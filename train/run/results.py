@@ -12,13 +12,14 @@ from typing import Any
 from resdeploy.filesystem import write_file
 from resdeploy.images.class_folders import HeldOut, LabelledImages
 from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.json_documents import parse
+from resdeploy.pages.template import to_html
+from resdeploy.result_files.provenance import Environment
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.shards import ImageFile
 from resdeploy.train.evaluation import Evaluation
 from resdeploy.train.model.resnet import ResNet
-from resdeploy.train.run.curves import draw_curves
 from resdeploy.train.run.folder import (
-    CURVES,
     LATEST,
     REPORT,
     UNREADABLE,
@@ -27,7 +28,7 @@ from resdeploy.train.run.folder import (
     update_latest_link,
 )
 from resdeploy.train.run.outcome import RunOutcome
-from resdeploy.train.run.report import write_report
+from resdeploy.train.run.report import training_page
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +87,11 @@ def write_results(
             lines = "".join(f"{name}\n" for name in unreadable)
             write_file(folder / UNREADABLE, lines.encode(errors="surrogateescape"))
     with _warning_for(folder / REPORT, folder):
-        draw_curves(metrics, folder / CURVES)
-        write_report(
-            folder, config, outcome, evaluation, images, preprocessing, unreadable, provenance
-        )
+        page = training_page(
+            folder, config, outcome, metrics, evaluation, images, preprocessing, unreadable,
+            parse(Environment, provenance),
+        )  # fmt: skip
+        write_file(folder / REPORT, to_html(page))
     with _warning_for(LATEST, folder):
         update_latest_link(folder)
 

@@ -49,7 +49,8 @@ FORCE = option("--force", is_flag=True, help="Replace an output that exists.")
 BACKEND = option(
     "--backend",
     default="auto",
-    help="Inference backend, such as onnxruntime-cpu; `resdeploy doctor` lists them.",
+    help="Inference backend, such as onnxruntime-cpu; `resdeploy doctor` lists them. auto: the "
+    "fastest one that can run here.",
 )
 PRECISION = option(
     "--precision",
@@ -61,21 +62,23 @@ PRECISION = option(
 EXACT = option(
     "--exact",
     is_flag=True,
-    help="Use only int8-cpu.onnx on ONNX Runtime, and check that it gives the bits of the export.",
+    help="Use only int8-cpu.onnx on ONNX Runtime, and check that its logits are bit for bit those "
+    "of the export.",
 )
 THREADS = option(
     "--threads",
     type=Integers(1, 1024),
-    help="CPU threads per inference.  [default: one per core]",
+    help="Number of CPU threads of one inference.  [default: one per core]",
 )
 ISSUER = option(
     "--issuer",
     metavar="URL",
-    help="With an identity as the signer: the OpenID Connect issuer that vouches for it.",
+    help="If the signer is an identity: URL of the OpenID Connect issuer that confirms it.",
 )
 WEIGHTS = option(
     "--weights",
     type=Choice(["auto", "raw", "ema"]),
     default="auto",
-    help="Weights to take if there is also their moving average (EMA); auto takes the average.",
+    help="Weights to use if the file also holds their moving average (EMA): raw: the weights; ema: "
+    "the average; auto: the average if there is one.",
 )

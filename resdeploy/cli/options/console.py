@@ -61,6 +61,9 @@ class ExitCode(IntEnum):
 class ReadableGroup(click.Group):
     """A group of commands whose usage errors quote arguments readably, with `--json` as JSON."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order in which a model needs them
+
     def main(self, *arguments: Any, **options: Any) -> Any:
         try:
             return super().main(*arguments, **options)
@@ -153,7 +156,9 @@ def command(
         sys.exit(result.exit)
 
     run_command.params += [
-        click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document."),
+        click.Option(
+            ["--json", "as_json"], is_flag=True, help="Print one JSON document instead of text."
+        ),
         click.Option(["-v", "--verbose"], is_flag=True, help="Print debug messages."),
         click.Option(
             ["--debug"],

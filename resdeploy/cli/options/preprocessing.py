@@ -81,52 +81,54 @@ _OPTIONS = (
         "--resize",
         "resize_mode",
         type=Choice([mode.value for mode in ResizeMode]),
-        help="How a picture is brought to that size; shorter: the shorter side, then the central "
-        "crop; squash: both sides; pad: the longer side, with a border; none: only the crop.",
+        help="Method that resizes a picture to that size. shorter: scale the shorter side, and "
+        "crop the centre; squash: scale both sides; pad: scale the longer side, and add a border; "
+        "none: only crop.",
     ),
     option(
         "--crop-fraction",
         type=FiniteRange(0, 1, above=True),
-        help="Share of the resized side that the crop keeps: the shorter side is the image size "
-        "divided by it, rounded down.",
+        help="Part of the resized side that the crop keeps, from 0 to 1: the shorter side becomes "
+        "the image size divided by this, rounded down.",
     ),
     option(
         "--crop-offset",
         type=Choice([member.value for member in CropOffset]),
-        help="Rounding of the crop's offset if the margins are an odd number of pixels: even: to "
+        help="Rounding of the crop's position if the margins are an odd number of pixels. even: to "
         "the nearest even number, as torchvision does; down: as Hugging Face does.",
     ),
     option(
         "--interpolation",
         type=Choice([member.value for member in Interpolation]),
-        help="Filter that scales pictures.",
+        help="Filter that resizes pictures.",
     ),
     option(
         "--antialias/--no-antialias",
         default=None,
-        help="Widen the filter when pictures are made smaller, as Pillow does, or not, as OpenCV "
-        "does.",
+        help="Widen the filter when pictures become smaller, as Pillow does, or keep its width, as "
+        "OpenCV does.",
     ),
     option(
         "--channels",
         type=Choice([member.value for member in Channels]),
-        help="Channels of the network's input, in their order.",
+        help="Colour channels of the network's input, in this order.",
     ),
     option(
         "--value-range",
         type=Choice(["1", "255"]),
-        help="Largest value of a pixel before mean and std: 1, or 255 for values that are not "
-        "scaled.",
+        help="Largest value of a pixel from which --mean is subtracted: 1, or 255 if pixels are "
+        "not scaled.",
     ),
     option(
         "--mean",
         type=NumbersType(positive=False),
-        help="Mean that is subtracted from each channel, in the network's order.",
+        help="Mean that is subtracted from each channel, in the order of --channels and the unit "
+        "of --value-range.",
     ),
     option(
         "--std",
         type=NumbersType(positive=True),
-        help="Standard deviation by which each channel is divided.",
+        help="Standard deviation by which each channel is divided, in the same order and unit.",
     ),
     option(
         "--reduced-decoding",
@@ -140,7 +142,7 @@ _OPTIONS = (
         "--preprocessing",
         type=PATH,
         help="File that states the pre-processing: model.json of a run, config.json of timm, or "
-        "preprocessor_config.json of Hugging Face; other options come first.",
+        "preprocessor_config.json of Hugging Face. Other options override it.",
     ),
 )
 

@@ -17,6 +17,7 @@ HEAD = """<!doctype html>
 <title>HTTP interface · resdeploy</title>
 <style>
 body { font: 16px/1.6 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
+h1, h2, summary { overflow-wrap: anywhere; }
 h2 { font-size: 1.05rem; margin: 1.25rem 0 0; }
 pre { overflow-x: auto; }
 a { color: inherit; }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -9,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdeploy.pages.svg import (
+    GUTTER,
     LEFT,
+    LONGEST_LABEL,
+    PLOT_HEIGHT,
     RIGHT,
-    WIDTH,
     AxisScale,
     PlotLine,
     PlotPoint,
@@ -53,35 +57,51 @@ def test_numbers_are_short(value: float, short: str) -> None:
     assert short_number(value) == short
 
 
-def test_a_plot_is_well_formed_inside_its_view_box_and_described() -> None:
+def test_a_plot_is_well_formed_inside_its_frame_and_described() -> None:
     percentiles = [1 + index / 100 for index in range(101)]
     plots = [
-        bands([("<a & b>", percentiles, "1.5 ms")], axis="ms", description="what & where"),
-        intervals([("a", -1, 0, 2, "0")], axis="x", description="d", marks=((1, "limit"),)),
-        intervals([("same", 1, 1, 1, "1")], axis="x", description="d", logarithmic=True),
+        bands([("<a & b>", percentiles)], axis="ms", description="what & where"),
+        intervals([("a", -1, 0, 2)], axis="x", description="d", marks=(1, 1)),
+        intervals([("same", 1, 1, 1)], axis="x", description="d", logarithmic=True),
         bars([("a", 0.5, "0.5 %")], axis="%", description="d"),
-        bars([("a", 1e-18, "0 %"), ("b", 0.0, "0 %")], axis="%", description="d"),
-        histogram([0, 0.5, 1], -1, 2, (0, 1.5), "d"),
+        bars([("a", 1e-18, ""), ("b", 0.0, "")], axis="%", description="d"),
+        histogram([0, 0.5, 1], -1, 2, (0, 1.5), axis="x", y_label="y", description="d"),
         scatter(
             [
                 PlotPoint(1, 10, "a"), PlotPoint(1.1, 10, "b", 1),
                 PlotPoint(2, 90, "c", 2, highlighted=True),
             ],
-            [PlotLine(((1, 10), (2, 100)), "roof"), PlotLine(((1, 20), (2, 20)), dashed=True)],
-            x_label="x", y_label="y", description="d", logarithmic=True,
+            [
+                PlotLine(((1, 10), (2, 100)), "line0"),
+                PlotLine(((2, -math.inf), (2, math.inf)), "mark0"),
+            ],
+            x_label="x", y_label="y", description="d", y_max=80,
         ),
     ]  # fmt: skip
     for plot in plots:
         drawing = ET.fromstring(plot)
-        left, top, width, height = map(float, drawing.attrib["viewBox"].split())
-        assert (left, top, width) == (0, 0, WIDTH)
         assert drawing.attrib["role"] == "img"
         assert drawing.attrib["aria-label"]
         for part in drawing:
-            for name in ("x", "x1", "x2", "cx"):
-                assert 0 <= float(part.get(name, 0)) <= WIDTH
+            for name in ("x", "x1", "x2", "cx", "width"):
+                assert part.get(name, "0%").endswith("%")
+                assert 0 <= float(part.get(name, "0%")[:-1]) <= 100
             for name in ("y", "y1", "y2", "cy"):
-                assert 0 <= float(part.get(name, 0)) <= height
+                assert 0 <= float(part.get(name, 0)) <= float(drawing.attrib["height"])
+        for line in drawing.iter("polyline"):
+            for point in line.attrib["points"].split():
+                x, y = map(float, point.split(","))
+                assert GUTTER <= x <= RIGHT
+                assert 0 <= y <= PLOT_HEIGHT
+
+
+def test_a_long_label_keeps_its_end() -> None:
+    name = "resnet.encoder.stages.3.layers.1.layer.1.convolution"
+    (label,) = re.findall(
+        ">([^<]*convolution)<", bars([(name, 1.0, "")], axis="%", description="d")
+    )
+    assert len(label) == LONGEST_LABEL
+    assert name.endswith(label[1:])
 
 
 def test_an_axis_ends_at_the_largest_possible_value() -> None:
@@ -96,14 +116,14 @@ def test_an_axis_ends_at_the_largest_possible_value() -> None:
 
 
 def test_the_length_of_a_bar_is_its_value() -> None:
-    drawing = ET.fromstring(bars([("a", 4, "4"), ("b", 1, "1")], axis="%", description="d"))
-    widths = [float(part.get("width", 0)) for part in drawing if part.tag == "rect"]
+    drawing = ET.fromstring(bars([("a", 4, ""), ("b", 1, "")], axis="%", description="d"))
+    widths = [float(part.attrib["width"][:-1]) for part in drawing if part.tag == "rect"]
     assert widths[0] == pytest.approx(4 * widths[1], rel=0.01)  # coordinates have one decimal
     assert [part.text for part in drawing if part.tag == "text"][-1] == "%"
 
 
 def test_clipped_bars_have_another_colour() -> None:
-    drawing = histogram([1.0] * 4, 0.0, 4.0, (1.0, 3.0), "d")
+    drawing = histogram([1.0] * 4, 0.0, 4.0, (1.0, 3.0), axis="x", y_label="y", description="d")
     assert [part.get("class") for part in ET.fromstring(drawing) if part.tag == "rect"] == [
         "clipped", "value", "value", "clipped",
     ]  # fmt: skip

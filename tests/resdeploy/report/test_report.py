@@ -16,19 +16,21 @@ import pytest
 
 from resdeploy.benchmark_process.roofline import Ceilings
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.manifest import ExportWarning, write_manifest
+from resdeploy.bundle.manifest import Encoding, ExportWarning, write_manifest
 from resdeploy.errors import BundleError, DocumentError, OutputError
 from resdeploy.json_documents import jsonable, parse
+from resdeploy.machine.device import Device
 from resdeploy.pages.blocks import Figure, Page, Table
 from resdeploy.pages.markdown import to_markdown
+from resdeploy.pages.template import to_html
 from resdeploy.report.contents import BundleContents
 from resdeploy.report.latency import benchmark_section
-from resdeploy.report.report import ReportInputs, make_page, report, to_html
-from resdeploy.result_files.verification import Verification
+from resdeploy.report.report import ReportInputs, make_page, report
+from resdeploy.result_files.verification import ArtifactResult, Verification
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
 from resdeploy.tables import markdown_cell
-from tests.results import benchmark, timing
+from tests.results import benchmark, comparison, timing
 
 EVIL = "<script>alert('x')</script>"
 
@@ -98,14 +100,15 @@ def test_golden_images_alone_have_no_accuracy(tiny_bundle: Bundle) -> None:
     assert sentence.startswith("This machine computes what the export computed (24 golden images).")
     assert "That says nothing about accuracy: about " in sentence
     html_page = to_html(page).decode()
-    assert '<p class="verdict reproduced"><strong>Reproduced</strong></p>' in html_page
+    assert '<div class="verdict reproduced"><p><strong>Reproduced</strong>: ' in html_page
     assert '.verdict.reproduced::before { content: "="; }' in html_page  # no tick
 
 
 def test_a_bundle_alone_has_no_verdict(tiny_bundle: Bundle) -> None:
     page = page_of(bundles=[BundleContents("b", tiny_bundle.manifest, None)])
     assert page.verdict is None
-    assert "Accuracy is not judged" in page.summary[0]
+    assert page.recommendation.startswith("Before you deploy, judge the accuracy")
+    assert page.lead.startswith("resnet10 at 32 pixels, 3 classes, exported on 20")
     assert to_markdown(page).startswith("## b\n")
 
 
@@ -308,3 +311,66 @@ def test_the_roofline_has_a_line_per_ceiling_and_a_point_per_contender() -> None
     nothing = Ceilings(operations_per_second={}, bytes_per_second=None)
     without = benchmark_section(replace(benchmark(), ceilings=nothing))
     assert len([b for b in without.blocks if isinstance(b, Figure)]) == len(figures) - 1
+
+
+@pytest.mark.parametrize("bound", [-0.3, 0.0, 0.004, 0.5])
+def test_a_bound_of_nothing_is_said_in_words(verification: Verification, bound: float) -> None:
+    results = tuple(
+        replace(r, verdict=Verdict.PASS, drop_upper95=bound) for r in verification.results
+    )
+    passed = replace(verification, verdict=Verdict.PASS, results=results)
+    (sentence,) = page_of(verifications=[passed]).summary
+    if bound < 0.005:
+        assert sentence.startswith("No graph is less accurate than FP32 (95 % confidence, ")
+    else:
+        assert sentence.startswith("No graph is more than 0.50 points less accurate than FP32 (")
+
+
+def test_the_fastest_file_that_passed_is_to_be_deployed(verification: Verification) -> None:
+    def advice(*results: ArtifactResult, **environment: Any) -> str:
+        measured = replace(benchmark(), environment=replace(facts, **environment))
+        judged = replace(verification, results=results)
+        return page_of(verifications=[judged], benchmarks=[measured]).recommendation
+
+    own = verification.environment
+    facts = replace(
+        benchmark().environment, bundle=own.bundle, model=own.model, image_size=own.image_size,
+        device=own.device,
+    )  # fmt: skip
+    results = [replace(r, verdict=Verdict.PASS) for r in verification.results]
+    assert advice(*results).startswith("Deploy int8-cpu.onnx with the backend onnxruntime-cpu: ")
+    # A file that did not pass is no candidate, however fast it is.
+    slower = [r for r in results if r.encoding is not Encoding.CPU]
+    failed = [replace(r, verdict=Verdict.FAIL) for r in results if r.encoding is Encoding.CPU]
+    assert advice(*slower, *failed).startswith("Deploy fp32.onnx with the backend onnxruntime-cpu")
+    assert advice(*failed) == "Deploy no file of this bundle: none passed the verification."
+    # Times of another bundle or machine say nothing about these files.
+    for other in ({"bundle": "other.bundle"}, {"device": Device(cpu="another")}):
+        assert advice(*results, **other).startswith(
+            "Deploy one of the files that passed: fp32.onnx"
+        )
+
+
+@pytest.mark.parametrize(
+    ("verdict", "advice"),
+    [
+        (Verdict.PASS, "new.bundle can replace old.bundle."),
+        (Verdict.FAIL, "Keep old.bundle: new.bundle exceeds a limit."),
+        (Verdict.INCONCLUSIVE, "Keep old.bundle: the measurements do not show that"),
+    ],
+)
+def test_a_comparison_is_titled_and_says_what_to_do(verdict: Verdict, advice: str) -> None:
+    page = page_of(comparisons=[comparison(verdict)])
+    assert page.title == "Comparison of new.bundle with old.bundle"
+    assert page.subject.startswith("new.bundle compared with old.bundle on 2026-11-24 on ")
+    assert page.summary == ("First: old.bundle; second: new.bundle; limits: a drop of 0.2 points.",)
+    assert page.recommendation.startswith(advice)
+
+
+def test_facts_that_results_share_are_shown_once(verification: Verification) -> None:
+    later = replace(verification.environment, date="2027-01-01T00:00:00+00:00")
+    page = page_of(verifications=[verification, replace(verification, environment=later)])
+    text = to_html(page).decode()
+    assert text.count("<dt>versions</dt>") == 1
+    assert text.count("<dt>date</dt>") == 2
+    assert "2027-01-01" in text

@@ -190,7 +190,8 @@ def test_the_environment_describes_network_machine_and_baseline(
 
 def test_the_table_has_a_row_per_contender(result: Benchmark) -> None:
     text = benchmark_text(result)
-    assert len(text.splitlines()) == 2 + len(result.results) + 2 + len(result.notices)
+    assert len(text.splitlines()) == 2 + len(result.results) + 3 + len(result.notices)
+    assert "\np50 and p99: median and 99th percentile of the time of a call; " in text
     assert "measured limits of this machine: " in text
     assert "1.00x" in text
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save
 
 from resdeploy.errors import OutputError, TrainingError
@@ -17,7 +16,6 @@ from resdeploy.filesystem import sha256
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.run import folder
-from resdeploy.train.run.curves import draw_curves
 from resdeploy.train.run.folder import (
     LATEST,
     RESULTS,
@@ -186,14 +184,3 @@ def test_latest_never_replaces_a_folder() -> None:
     LATEST.mkdir(parents=True)
     with pytest.raises(OutputError, match="is not a link"):
         update_latest_link(Path("runs/one"))
-
-
-@pytest.mark.parametrize("epochs", [1, 5])
-@pytest.mark.parametrize("odd", [1.0, float("nan"), float("inf")])
-def test_curves_are_a_png_file(tmp_path: Path, epochs: int, odd: float) -> None:
-    lines = [metrics(epoch) for epoch in range(1, epochs + 1)]
-    lines[0] = dataclasses.replace(lines[0], val_loss=odd)
-    draw_curves(lines, tmp_path / "curves.png")
-    with Image.open(tmp_path / "curves.png") as image:
-        assert image.format == "PNG"
-        assert len(image.convert("L").getcolors(256) or []) > 2  # not one flat colour

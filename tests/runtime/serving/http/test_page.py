@@ -14,7 +14,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from resdeploy.bundle.bundle import Bundle
-from tests.browser import open_browser
+from tests.browser import accessibility_faults, open_browser, page_overflow, shown
 from tests.samples import CLASSES
 from tests.serving_process import PATIENCE, ServerProcess
 
@@ -159,18 +159,27 @@ def test_the_page_uses_this_server_only_and_violates_no_policy(
     assert [text for text in messages if "Security Policy" in text or "Uncaught" in text] == []
 
 
-@pytest.mark.parametrize("width", [360, 768, 1280])
+@pytest.mark.parametrize("width", [390, 768, 1280])
 def test_the_page_fits_every_screen_width(
     page: webdriver.Chrome, image_data: Path, width: int
 ) -> None:
     classify(page, image_data / "val" / "red" / "000.png")
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
-        root = "document.documentElement"
-        assert page.execute_script(f"return {root}.scrollWidth") <= width
-    finally:
-        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    with shown(page, width=width):
+        assert page_overflow(page) == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_page_of_the_server_has_an_accessibility_fault(
+    page: webdriver.Chrome, server: ServerProcess, image_data: Path, scheme: str
+) -> None:
+    with shown(page, width=390, scheme=scheme):
+        classify(page, image_data / "val" / "red" / "000.png")
+        assert accessibility_faults(page, colours_only=scheme == "dark") == []
+        page.get(f"http://127.0.0.1:{server.port}/docs")
+        for entry in page.find_elements(By.TAG_NAME, "details"):
+            page.execute_script("arguments[0].open = true", entry)
+        assert page_overflow(page) == 0
+        assert accessibility_faults(page, colours_only=scheme == "dark") == []
 
 
 def test_the_page_asks_for_a_token(

@@ -1,0 +1,78 @@
+"""The sentence of a report that names the file to deploy, or the reason against deploying."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from resdeploy.bundle.manifest import graph_name
+from resdeploy.result_files.benchmark import Benchmark
+from resdeploy.result_files.comparison import Comparison
+from resdeploy.result_files.verification import ArtifactResult, Verification
+from resdeploy.statistics import Verdict
+
+GOOD = (Verdict.PASS, Verdict.REPRODUCED)
+UNVERIFIED = "Before you deploy, judge the accuracy: resdeploy verify with --data."
+
+
+def recommendation(
+    comparisons: Sequence[Comparison],
+    verifications: Sequence[Verification],
+    benchmarks: Sequence[Benchmark],
+) -> str:
+    """Return the recommendation of a report about these results.
+
+    It is empty for several comparisons or verifications, which may be about different machines.
+    """
+    if comparisons:
+        return _replacement(comparisons[0]) if len(comparisons) == 1 else ""
+    if len(verifications) > 1:
+        return ""
+    if not verifications or verifications[0].max_drop is None:
+        return UNVERIFIED
+    good = [line for line in verifications[0].results if line.verdict in GOOD]
+    if not good:
+        return "Deploy no file of this bundle: none passed the verification."
+    matching = [result for result in benchmarks if _same_bundle(result, verifications[0])]
+    return _fastest(good, matching[0]) if matching else _any_of(good)
+
+
+def _replacement(result: Comparison) -> str:
+    first, second = result.first, result.second
+    if result.verdict in GOOD:
+        return f"{second} can replace {first}."
+    if result.verdict is Verdict.FAIL:
+        return f"Keep {first}: {second} exceeds a limit."
+    return f"Keep {first}: the measurements do not show that {second} is within the limits."
+
+
+def _same_bundle(result: Benchmark, verification: Verification) -> bool:
+    first, second = result.environment, verification.environment
+    facts = ("bundle", "model", "image_size")
+    same = all(getattr(first, fact) == getattr(second, fact) for fact in facts)
+    return same and first.device.name == second.device.name
+
+
+def _fastest(good: Sequence[ArtifactResult], benchmark: Benchmark) -> str:
+    allowed = {(line.backend, _file(line)) for line in good}
+    timings = [
+        timing
+        for timing in benchmark.results
+        if (timing.contender, f"{graph_name(timing.precision, timing.encoding)}.onnx") in allowed
+    ]
+    if not timings:
+        return _any_of(good)
+    best = max(timings, key=lambda timing: timing.images_per_second)
+    return (
+        f"Deploy {graph_name(best.precision, best.encoding)}.onnx with the backend "
+        f"{best.contender}: of the files that passed the verification, it is the fastest on this "
+        "machine."
+    )
+
+
+def _any_of(good: Sequence[ArtifactResult]) -> str:
+    files = ", ".join(dict.fromkeys(map(_file, good)))
+    return f"Deploy one of the files that passed: {files}. resdeploy bench finds the fastest."
+
+
+def _file(line: ArtifactResult) -> str:
+    return f"{graph_name(line.precision, line.encoding)}.onnx"

@@ -1,0 +1,112 @@
+"""Tests of the report of a run, and of its curves."""
+
+from __future__ import annotations
+
+import dataclasses
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.machine.device import Device
+from resdeploy.pages.blocks import Figure, Page
+from resdeploy.pages.template import to_html
+from resdeploy.result_files.provenance import Environment
+from resdeploy.train.config import TrainingConfig
+from resdeploy.train.data.dataset import DataSplits, read_splits
+from resdeploy.train.evaluation import Evaluation, Mistake
+from resdeploy.train.run.outcome import RunOutcome
+from resdeploy.train.run.report import confused_pairs, training_page
+from tests.samples import SIZE
+from tests.train.run.test_folder import metrics
+
+CONFUSION = np.array([[8, 2, 0], [0, 5, 5], [0, 0, 0]])
+MISTAKE = Mistake(position=0, label=1, predicted=2, probability=0.9)
+METRICS = [
+    metrics(1),
+    metrics(2),
+    metrics(3),
+    dataclasses.replace(metrics(3), epoch=4, accuracy=9.0),
+]
+
+
+def page_of_a_run(
+    image_data: Path,
+    *,
+    confusion: Any = CONFUSION,
+    classes: tuple[str, ...] = ("blue", "green", "red"),
+    data: str = "/home/someone/data",
+    lines: Any = METRICS,
+) -> Page:
+    images = dataclasses.replace(read_splits(image_data).val, classes=classes)
+    config = TrainingConfig(data=data, patience=1, epochs=9)
+    splits = DataSplits(images, images, held_out=True)
+    return training_page(
+        Path("/home/someone/runs/one"),
+        dataclasses.replace(config, patience=3),
+        RunOutcome.of(lines, config, splits, 50.0, 1),
+        lines,
+        Evaluation(loss=1.0, confusion=confusion, worst=(MISTAKE,), unreadable={}),
+        images,
+        Preprocessing.standard(SIZE),
+        ["/home/someone/data/damaged.png"],
+        Environment(date="2026-11-24T10:00:00", command="x", device=Device(cpu="Processor <1>")),
+    )
+
+
+def test_confused_pairs_are_sorted_by_frequency() -> None:
+    assert confused_pairs(CONFUSION) == [(1, 2), (0, 1)]
+
+
+def test_the_report_shows_matrix_mistakes_and_settings(image_data: Path) -> None:
+    text = to_html(page_of_a_run(image_data)).decode().replace("\u00a0", " ")
+    assert "<h1>65.00 % top-1 accuracy</h1>" in text
+    assert text.count("data:image/png;base64,") == 1
+    assert '<table class="matrix tall">' in text
+    assert "label_smoothing" in text
+    assert "after 4 epochs, on 20 held-out images of 3 classes, on 2026-11-24 on " in text
+    assert "on Processor &lt;1&gt;" in text
+    assert "The network is that of epoch 3, the best one." in text
+    assert "the most frequent class has an accuracy of 33.33 %." in text
+    assert "before epoch 9: neither top-1 accuracy nor loss has improved in 1 epoch." in text
+    assert "http" not in text.lower()
+    assert "/home" not in text  # a report may be published
+    assert "<code>damaged.png</code>" in text
+
+
+def test_many_classes_are_shown_without_the_matrix(image_data: Path) -> None:
+    confusion = np.eye(40, dtype=np.int64)
+    confusion[3, 4] = 7
+    classes = tuple(f"class {n}" for n in range(40))
+    text = to_html(page_of_a_run(image_data, confusion=confusion, classes=classes)).decode()
+    assert '<table class="matrix' not in text
+    assert '<th scope="row">class 3</th><td class="word ">class 4</td><td>7</td>' in text
+
+
+def test_labels_and_settings_are_escaped(image_data: Path) -> None:
+    odd = ("<script>alert(1)</script>", "b", "c")
+    text = to_html(page_of_a_run(image_data, classes=odd, data='"><img src=x>')).decode()
+    assert "<script>" not in text
+    assert "<img src=x>" not in text
+
+
+@pytest.mark.parametrize("epochs", [1, 5])
+@pytest.mark.parametrize("odd", [1.0, 1e9, float("nan"), float("inf")])
+def test_the_curves_mark_baseline_and_best_epoch(image_data: Path, epochs: int, odd: float) -> None:
+    lines = [metrics(epoch) for epoch in range(1, epochs + 1)]
+    lines[0] = dataclasses.replace(lines[0], val_loss=odd)
+    figures = page_of_a_run(image_data, lines=lines).sections[0].blocks
+    for figure in figures:
+        assert isinstance(figure, Figure)
+        assert ("mark0", f"best epoch: {epochs}") in figure.legend
+        styles = {part.get("class") for part in ET.fromstring(figure.svg).iter()}
+        assert {style for style, _ in figure.legend} <= styles
+    accuracy, loss = figures
+    assert isinstance(accuracy, Figure)
+    assert isinstance(loss, Figure)
+    assert ("mark1", "always the most frequent class: 33.33 %") in accuracy.legend
+    ticks = [part.text or "" for part in ET.fromstring(loss.svg).iter("text")]
+    assert not [tick for tick in ticks if tick.startswith("-")]  # a huge loss does not rescale
