@@ -19,8 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = "commands.md"
 HEAD = """# Commands
 
-The same texts as `resdeploy COMMAND --help`, made from the command line itself.
-"""
+The same texts as `resdeploy COMMAND --help`, made from the command line itself."""
 # A link in `docs/` to a file of the repository, such as `../deploy/ci/resdeploy.yml`.
 OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#]+)")
 
@@ -64,5 +63,5 @@ def command_reference(group: click.Group) -> str:
 
 def _cell(text: str) -> str:
     """Return a text of the command line as Markdown that shows the same characters."""
-    escaped = html.escape(text, quote=False)
+    escaped = re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(text, quote=False))
     return escaped.replace("|", "&#124;").replace("*", "&#42;").replace("_", "&#95;")
