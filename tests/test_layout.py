@@ -178,7 +178,7 @@ def test_docstrings_begin_with_a_clear_word() -> None:
 
 
 # Folders of tests that use several modules together.
-ACROSS = {"aarch64", "chaos", "contract", "deploy", "fuzz", "journeys", "pythons"}
+ACROSS = {"aarch64", "chaos", "contract", "deploy", "docs", "fuzz", "journeys", "pythons"}
 
 
 @in_a_clone
