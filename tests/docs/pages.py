@@ -24,8 +24,8 @@ LOCAL = {
     "cp", "curl", "git", "make", "openssl", "pip", "python", "python3", "resdeploy", "sh", "source",
 }  # fmt: skip
 ELSEWHERE = {
-    "apt-get", "docker", "gh", "grpcurl", "helm", "install", "kubectl", "nvpmodel", "podman", "rsync",
-    "scp", "ssh", "sudo", "systemctl", "tritonserver",
+    "apt-get", "docker", "gh", "grpcurl", "helm", "install", "kubectl", "nvpmodel", "podman",
+    "rsync", "scp", "ssh", "sudo", "systemctl", "tritonserver",
 }  # fmt: skip
 # Words before a block, or in its first line, that say where its commands run.
 MARK = re.compile(

@@ -126,3 +126,14 @@ def test_commands_and_options_in_the_text_exist(page: Path) -> None:
             continue
         used = [word.partition("=")[0] for word in words if re.match("--?[a-z]", word)]
         assert set(used) <= known, code
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_the_site_has_the_lists_and_tables_of_the_page(page: Path) -> None:
+    """The parser of MkDocs needs empty lines and indents that GitHub does not need."""
+    markdown, markdown_it = pytest.importorskip("markdown"), pytest.importorskip("markdown_it")
+    text = page.read_text(encoding="utf-8")
+    site = markdown.markdown(text, extensions=["tables", "fenced_code", "attr_list"])
+    github = markdown_it.MarkdownIt("commonmark").enable("table").render(text)
+    for tag in ("<li", "<td", "<table", "<pre", "<h2", "<img", "<a "):
+        assert site.count(tag) == github.count(tag), tag
