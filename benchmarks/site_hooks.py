@@ -64,4 +64,4 @@ def command_reference(group: click.Group) -> str:
 def _cell(text: str) -> str:
     """Return a text of the command line as Markdown that shows the same characters."""
     escaped = re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(text, quote=False))
-    return escaped.replace("|", "&#124;").replace("*", "&#42;").replace("_", "&#95;")
+    return escaped.replace("|", "&#124;<wbr>").replace("*", "&#42;").replace("_", "&#95;")

@@ -32,7 +32,7 @@ NOT_RUN: Mapping[str, str] = {
     "pip install|python3 -m venv": "downloads packages; tests/pythons and others install the wheel",
     "python -m pytest": "a part of `make test`",
     "curl ": "fault() requires an example that tests/runtime/serving/test_examples.py runs",
-    "deploy/jetson/wheelhouse": "downloads packages; tests/deploy/test_jetson.py has its tests",
+    "deploy/jetson/": "downloads packages; tests/deploy/test_jetson.py has its tests",
     r"cp -r '~/.cache/resdeploy/digits'": "the digits are there after `make demo`",
     "resdeploy bench": "measures for a minute; tests/journeys runs it",
     "resdeploy build": "needs TensorRT; tests/runtime/backends/tensorrt builds engines",
