@@ -146,9 +146,9 @@ def test_the_other_commands_run() -> None:
         run.add(str(command))
         if command.words[1] == "export":  # several examples write the same bundle
             named = re.search(r" -o (\S+)", str(command))
-            default = Path(command.words[2]).with_suffix(".bundle")
-            if named or default.name != command.words[2]:
-                shutil.rmtree(named[1] if named else default, ignore_errors=True)
+            target = named[1] if named else f"{Path(command.words[2]).stem}.bundle"
+            if target != command.words[2]:
+                shutil.rmtree(target, ignore_errors=True)
         if command.program == "resdeploy":
             result = CliRunner().invoke(main, command.words[1:], prog_name="resdeploy")
             # The network is random and the pictures are few, so accuracy may be undecided.
