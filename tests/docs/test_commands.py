@@ -44,7 +44,9 @@ NOT_RUN = {
     "resdeploy export (--int8|run )": "needs a run; tests/journeys exports one",
     "resdeploy export weights.pth .*--mean": "has 224 pixels; tests/export has its tests",
     r"resdeploy \w+ (runs/)?photos(\.bundle|\b)": "python -m benchmarks.tutorial runs the tutorial",
-    "resdeploy export (?!your).*--int8": "takes seconds; one such export in docs/jetson.md is run",
+    "resdeploy export .*--int8": "takes 8 s; tests/journeys and tests/export write INT8",
+    "resdeploy export .*--golden-data": "takes 3 s; tests/export/test_replace_golden.py runs it",
+    "resdeploy explain": "takes 3 s; tests/export/test_noise_analysis.py runs it",
 }
 
 
