@@ -17,7 +17,7 @@ OPTIONS = {
     for name in NAMES
 }
 # Options of other programs that the text names, and those of every command.
-FOREIGN = {"--gpus", "--model-control-mode", "--runtime", "--system-site-packages"}
+FOREIGN = {"--gpus", "--model-control-mode", "--runtime", "--system-site-packages", "--user"}
 GENERAL = {"-h", "--help", "--version"}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -44,7 +44,8 @@ def test_commands_and_options_in_the_text_exist(page: Path) -> None:
         words = code.removeprefix("resdeploy ").split()
         assert words[0] in NAMES or not re.match(r"resdeploy [a-z]+$", code), code
         known = OPTIONS.get(words[0], set().union(FOREIGN, *OPTIONS.values())) | GENERAL
-        used = {word.partition("=")[0] for word in words if re.match("--?[a-z]", word)}
+        parts = [part for word in words for part in word.partition("=")[0].split("/")]
+        used = {part for part in parts if re.fullmatch(r"--?[a-z][\w-]*", part)}
         if words[0] in NAMES or words[0].startswith("--"):
             assert used <= known, code
 
