@@ -17,7 +17,9 @@ OPTIONS = {
     for name in NAMES
 }
 # Options of other programs that the text names, and those of every command.
-FOREIGN = {"--gpus", "--model-control-mode", "--runtime", "--system-site-packages", "--user"}
+FOREIGN = {
+    "--gpus", "--health-cmd", "--model-control-mode", "--runtime", "--system-site-packages", "--user",
+}  # fmt: skip
 GENERAL = {"-h", "--help", "--version"}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
