@@ -18,8 +18,8 @@ OPTIONS = {
 }
 # Options of other programs that the text names, and those of every command.
 FOREIGN = {
-    "--gpus", "--health-cmd", "--model-control-mode", "--runtime", "--system-site-packages",
-    "--user",
+    "--gpus", "--health-cmd", "--model-control-mode", "--no-healthcheck", "--runtime",
+    "--stop-timeout", "--system-site-packages", "--user",
 }  # fmt: skip
 GENERAL = {"-h", "--help", "--version"}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
