@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo environments test container chaos check fuzz format lock dist clean
+.PHONY: help demo environments test container chaos check docs fuzz format lock dist clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,10 @@ check: .venv/dev ## Check format, lint, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+docs: .venv/docs ## Build the documentation as pages to read without a network: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo 'open build/site/index.html'
 
 FUZZ_SECONDS ?= 7200
 TARGETS = $(notdir $(wildcard tests/fuzz/corpus/*))
@@ -81,4 +85,9 @@ clean: ## Remove the environment, caches and demo results
 	$(INSTALL) --no-deps tensorrt-stubs # it depends on TensorRT, which type checks do not need
 	$(INSTALL) --no-deps axe-playwright-python # tests use its copy of axe-core, not Playwright
 	$(INSTALL) --no-deps tritonclient # it depends on older versions than those of constraints.txt
+	touch $@
+
+.venv/docs: .venv/python pyproject.toml constraints.txt
+	$(INSTALL) 'pip>=25.1' # older ones know no dependency groups
+	$(INSTALL) -e . --group docs
 	touch $@

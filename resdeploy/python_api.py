@@ -59,8 +59,7 @@ def train(data: Target = None, output: Target = None, **options: Any) -> Trainin
         output: Run folder to write; None for one in `runs`.
         **options: Options of `resdeploy train --help`, such as `epochs`, `resume` and `force`.
 
-    Raises:
-        As `export`.
+    It raises the errors of `export`.
     """
     from resdeploy.cli.train import train as command
 
@@ -77,8 +76,7 @@ def verify(bundle: Source, **options: Any) -> Verification:
         bundle: Folder of the bundle.
         **options: Options of `resdeploy verify --help`, such as `data`, `max_drop` and `threads`.
 
-    Raises:
-        As `export`.
+    It raises the errors of `export`.
     """
     from resdeploy.cli.verify import verify as command
 

@@ -179,7 +179,8 @@ def test_docstrings_begin_with_a_clear_word() -> None:
 
 # Folders of tests that use several modules together.
 ACROSS = {
-    "aarch64", "chaos", "contract", "deploy", "examples", "fuzz", "journeys", "pythons",
+    "aarch64", "chaos", "contract", "deploy", "docs", "examples", "fuzz", "journeys",
+    "pythons",
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from click.testing import CliRunner
 from PIL import Image
 
-from resdeploy.cli.main import main
+from resdeploy.cli.main import NAMES, main
 from tests.samples import write_images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,12 +158,16 @@ def run(command: str) -> Answer:
 
 
 def page(answers: Sequence[Answer]) -> str:
-    """Return the Markdown of the answers."""
-    blocks = [
-        f"```\n$ {answer.command}\n{answer.output}\nexit code {answer.exit}\n```\n"
-        for answer in answers
-    ]
-    return "\n".join([HEAD, *blocks])
+    """Return the Markdown of the answers, with a section for each command."""
+    blocks, section = [HEAD], ""
+    for answer in answers:
+        name = answer.command.split()[1]
+        if name in NAMES and name != section:
+            section = name
+            blocks.append(f"## {section}\n")
+        block = f"$ {answer.command}\n{answer.output}\nexit code {answer.exit}"
+        blocks.append(f"```\n{block}\n```\n")
+    return "\n".join(blocks)
 
 
 def run_all(folder: Path, checkpoint: Path, bundle: Path) -> list[Answer]:

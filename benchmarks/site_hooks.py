@@ -1,0 +1,67 @@
+"""Hooks of MkDocs: the page of all commands, and files outside of `docs/` that pages link to.
+
+MkDocs calls these functions by their names (mkdocs.org, user guide, "Events"). `make docs` builds
+the site.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from resdeploy.cli.main import main
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = "commands.md"
+HEAD = """# Commands
+
+The same texts as `resdeploy COMMAND --help`, made from the command line itself."""
+# A link in `docs/` to a file of the repository, such as `../deploy/ci/resdeploy.yml`.
+OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#]+)")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the page of commands, and the files outside of `docs/` to which pages link."""
+    from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
+
+    texts = [page.content_string for page in files.documentation_pages()]
+    for name in {match for text in texts for match in OUTSIDE.findall(text)}:
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    files.append(File.generated(config, COMMANDS, content=command_reference(main)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Return the text of a page with links to the copies of files outside of `docs/`."""
+    return OUTSIDE.sub(r"\1", markdown)
+
+
+def command_reference(group: click.Group) -> str:
+    """Return the Markdown of all commands: help, usage and options."""
+    parent = click.Context(group, info_name="resdeploy", **group.context_settings)
+    blocks = [HEAD]
+    for name in group.commands:
+        command = group.commands[name]
+        context = click.Context(command, info_name=name, parent=parent)
+        records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
+        rows = [
+            f"| {', '.join(f'<code>{_cell(name)}</code>' for name in names.split(', '))} "
+            f"| {_cell(meaning)} |"
+            for names, meaning in filter(None, records)
+            if names.startswith("-")
+        ]
+        paragraphs = [_cell(" ".join(text.split())) for text in (command.help or "").split("\n\n")]
+        usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+        table = "\n".join(["| option | meaning |", "| --- | --- |", *rows])
+        blocks += [f"## resdeploy {name}", *paragraphs, f"    {usage}", table]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Return a text of the command line as Markdown that shows the same characters."""
+    escaped = re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(text, quote=False))
+    return escaped.replace("|", "&#124;<wbr>").replace("*", "&#42;").replace("_", "&#95;")

@@ -1,0 +1,63 @@
+"""The generator of the outputs in `docs/tutorial.md`.
+
+    python -m benchmarks.tutorial
+
+It runs the command of each block after `<!-- run -->`, in a new folder with the handwritten digits
+as `photos/`, and writes what the command prints below it. It takes some minutes.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from resdeploy.filesystem import write_file
+from resdeploy.train.data.synthetic_digits import digits_folder
+
+TUTORIAL = Path(__file__).resolve().parent.parent / "docs" / "tutorial.md"
+BLOCK = re.compile(r"<!-- run -->\n```\n\$ (resdeploy [^\n]+)\n(.*?)```\n", re.DOTALL)
+# The reader's terminal shows bars in place of the lines of progress of a log.
+COMMAND = """
+import math
+from resdeploy import progress
+progress.LINE_SECONDS = math.inf
+from resdeploy.cli.main import main
+main(prog_name="resdeploy")
+"""
+
+
+def fill_outputs(page: str, folder: Path) -> str:
+    """Return the page with the outputs of its commands, which run in `folder` one after another.
+
+    Raises:
+        CalledProcessError: A command failed.
+    """
+
+    def run(match: re.Match[str]) -> str:
+        arguments = shlex.split(match[1])[1:]
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND, *arguments], cwd=folder, check=True, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        output = done.stdout.replace(f"{folder}/", "").replace(str(Path.home()), "~")
+        return f"<!-- run -->\n```\n$ {match[1]}\n{output.strip()}\n```\n"
+
+    return BLOCK.sub(run, page)
+
+
+def main() -> None:
+    """Write the outputs into `docs/tutorial.md`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        shutil.copytree(digits_folder(), folder / "photos")
+        text = fill_outputs(TUTORIAL.read_text(encoding="utf-8"), folder)
+    write_file(TUTORIAL, text.encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""The outputs of the tutorial: each block has one, and a failing command ends the generator."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks.tutorial import BLOCK, TUTORIAL, fill_outputs
+
+
+def test_each_command_of_the_tutorial_has_its_output() -> None:
+    text = TUTORIAL.read_text(encoding="utf-8")
+    blocks = BLOCK.findall(text)
+    assert len(blocks) == text.count("<!-- run -->") >= 5
+    for command, output in blocks:
+        assert output.strip(), f"{command}: run python -m benchmarks.tutorial"
+
+
+def test_the_output_of_a_command_is_written_below_it(tmp_path: Path) -> None:
+    page = "a\n\n<!-- run -->\n```\n$ resdeploy --version\nold\n```\n\nb\n"
+    filled = fill_outputs(page, tmp_path)
+    assert filled.startswith("a\n\n<!-- run -->\n```\n$ resdeploy --version\nresdeploy, version ")
+    assert filled.endswith("\n```\n\nb\n")
+    assert fill_outputs(filled, tmp_path) == filled
+
+
+def test_a_command_that_fails_ends_the_generator(tmp_path: Path) -> None:
+    page = "<!-- run -->\n```\n$ resdeploy verify no.bundle\n```\n"
+    with pytest.raises(subprocess.CalledProcessError):
+        fill_outputs(page, tmp_path)
