@@ -3,6 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# This mode puts the clone on the path. With the default one, Python started in the folder that holds
+# the clone would take the clone itself, whose name is the same, for the package.
+EDITABLE = --config-settings editable_mode=compat -e
 
 .DEFAULT_GOAL := help
 .PHONY: help demo environments test container chaos check docs fuzz format lock dist clean
@@ -76,12 +79,12 @@ clean: ## Remove the environment, caches and demo results
 	touch $@
 
 .venv/demo: .venv/python pyproject.toml constraints.txt
-	$(INSTALL) -e '.[all]'
+	$(INSTALL) $(EDITABLE) '.[all]'
 	touch $@
 
 .venv/dev: .venv/demo
 	$(INSTALL) 'pip>=25.1' # older ones know no dependency groups
-	$(INSTALL) -e '.[all]' --group dev
+	$(INSTALL) $(EDITABLE) '.[all]' --group dev
 	$(INSTALL) --no-deps tensorrt-stubs # it depends on TensorRT, which type checks do not need
 	$(INSTALL) --no-deps axe-playwright-python # tests use its copy of axe-core, not Playwright
 	$(INSTALL) --no-deps tritonclient # it depends on older versions than those of constraints.txt
@@ -89,5 +92,5 @@ clean: ## Remove the environment, caches and demo results
 
 .venv/docs: .venv/python pyproject.toml constraints.txt
 	$(INSTALL) 'pip>=25.1' # older ones know no dependency groups
-	$(INSTALL) -e . --group docs
+	$(INSTALL) $(EDITABLE) . --group docs
 	touch $@

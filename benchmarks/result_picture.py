@@ -8,9 +8,12 @@ from statistics import fmean
 
 from benchmarks.results import Quantization
 from resdeploy.bundle.manifest import graph_name
-from resdeploy.pages.svg import WIDTH, bars
+from resdeploy.images.preprocessing import size_text
+from resdeploy.pages.svg import bars
 from resdeploy.result_files.benchmark import Benchmark
+from resdeploy.result_files.provenance import Environment
 
+WIDTH, GAP = 480, 40  # of a plot, and between plots
 TITLE = 44  # height of a plot's title
 # A file on its own has no style sheet of a page. Browsers apply it in dark mode, too.
 STYLE = """
@@ -47,11 +50,11 @@ def make_result_picture(latency: Sequence[Benchmark], quantization: Quantization
     ]
     plots = [
         (
-            f"Speed-up over PyTorch, {timed[0].threads} threads",
+            f"Speed-up: {_network(latency[-1].environment)}, {timed[0].threads} threads",
             bars(speeds, axis="times as fast as PyTorch eager", description="Speed-ups."),
         ),
         (
-            "Predictions that INT8 changes",
+            f"Predictions that INT8 changes: {_network(quantization.environment)}",
             bars(
                 [(name, share, f"{share:.2f} %") for name, share in changed],
                 axis=f"% of {quantization.validation_images:,} images whose class is not FP32's",
@@ -59,22 +62,27 @@ def make_result_picture(latency: Sequence[Benchmark], quantization: Quantization
             ),
         ),
     ]
-    height = max(float(svg.split('"', 2)[1].split()[-1]) for _, svg in plots) + TITLE + 8
+    height = TITLE + max(_height(svg) for _, svg in plots) + 8
     alternative = escape(" ".join(title + "." for title, _ in plots))
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH + 40} {height:.0f}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH + GAP} {height}" '
         f'role="img" aria-label="{alternative}">',
         f"<style>{STYLE}</style>",
         '<rect class="paper" width="100%" height="100%"/>',
     ]
-    for left, (title, svg) in zip((0, WIDTH + 40), plots, strict=True):
+    for left, (title, svg) in zip((0, WIDTH + GAP), plots, strict=True):
         parts.append(f'<text class="title" x="{left + 8}" y="24">{escape(title)}</text>')
         parts.append(_placed(svg, left))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
+def _network(environment: Environment) -> str:
+    return f"{environment.model}, {size_text(environment.image_size)} pixels"
+
+
+def _height(svg: str) -> int:
+    return int(svg.split('height="', 1)[1].split('"', 1)[0])
+
+
 def _placed(svg: str, left: int) -> str:
-    view = svg.split('"', 2)[1]
-    _, _, width, height = view.split()
-    place = f'<svg x="{left}" y="{TITLE}" width="{width}" height="{height}" '
-    return svg.replace("<svg ", place, 1)
+    return svg.replace("<svg ", f'<svg x="{left}" y="{TITLE}" width="{WIDTH}" ', 1)

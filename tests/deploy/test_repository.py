@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -99,3 +100,14 @@ def test_no_file_claims_that_an_index_has_the_package(files: list[Path]) -> None
         if path != Path(__file__).resolve() and path.suffix not in {".json", ".png", ".onnx"}:
             for match in CLAIM.finditer(path.read_bytes().decode(errors="replace")):
                 assert "--no-index" in match[0], (path, match[0])
+
+
+def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path: Path) -> None:
+    """As the clone does, for Python started in the folder that holds it."""
+    if not (ROOT / ".venv").is_dir():
+        pytest.skip("the environment is not that of the Makefile")
+    (tmp_path / "resdeploy").mkdir()
+    command = [ROOT / ".venv/bin/python", "-c", "import resdeploy; print(resdeploy.load.__name__)"]
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.stdout == "load\n", ran.stderr
