@@ -1,6 +1,6 @@
 # resdeploy for CPUs: the server, and every command that needs only a bundle. In the root of the clone:
 #   docker build -f deploy/docker/cpu.Dockerfile -t resdeploy:cpu .
-# docs/containers.md shows how to run it. `make container` runs these steps without Docker.
+# docs/containers.md shows how to run it. `make container` builds and tests it with podman.
 FROM debian:trixie-slim AS base
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 \

@@ -1,7 +1,7 @@
 """The image for CPUs, built by podman as Docker would, on a base from debootstrap.
 
-`python -m tests.deploy.image` builds it into the user's cache; tests only use it. It needs root,
-podman with runc, debootstrap, and a network, but no registry of images.
+`make container` builds it into the user's cache and tests it. This needs root, podman with runc,
+debootstrap, and a network, but no registry of images.
 """
 
 from __future__ import annotations
@@ -37,15 +37,6 @@ def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[s
     """Run podman with its own store of images."""
     command = [*PODMAN, *arguments]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=check)
-
-
-def skip_reason() -> str | None:
-    """Return the reason why the image cannot be used here; None if it can."""
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-    if os.getuid() or missing:
-        return f"it needs root and {', '.join(missing or TOOLS)}"
-    exists = STORE.is_dir() and podman("image", "exists", IMAGE, check=False).returncode == 0
-    return None if exists else "it is built by `make container`"
 
 
 def import_base(work: Path) -> None:
