@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tritonclient.grpc
@@ -27,14 +28,14 @@ def main() -> None:
     options = parser.parse_args()
 
     with tritonclient.grpc.InferenceServerClient(options.address) as client:
-        metadata = client.get_model_metadata(options.model)
+        metadata: Any = client.get_model_metadata(options.model)
         _, height, width, _ = metadata.inputs[0].shape  # batch, height, width, channels
         picture = Image.open(options.picture).convert("RGB").resize((width, height))
         pixels = np.asarray(picture)[np.newaxis]
         tensor = tritonclient.grpc.InferInput("images", pixels.shape, "UINT8")
         tensor.set_data_from_numpy(pixels)
         wanted = tritonclient.grpc.InferRequestedOutput("logits", class_count=3)
-        answer = client.infer(options.model, [tensor], outputs=[wanted])
+        answer: Any = client.infer(options.model, [tensor], outputs=[wanted])
 
     for entry in answer.as_numpy("logits").flatten():
         logit, _, label = entry.decode().split(":", 2)
