@@ -39,7 +39,7 @@ check: .venv/dev ## Check format, lint, types and the direction of imports
 	$(BIN)/lint-imports
 
 docs: .venv/docs ## Build the documentation as pages to read without a network: build/site/index.html
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build # with --quiet, it would ignore warnings
 	@echo 'open build/site/index.html'
 
 FUZZ_SECONDS ?= 7200
