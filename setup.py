@@ -1,10 +1,11 @@
-"""The build step that compiles the gRPC protocol; everything else is in pyproject.toml.
+"""What pyproject.toml cannot state: the build of the gRPC protocol, and the package's description.
 
-The result is a descriptor set instead of Python code: it works with every release of grpcio and
+The compiled protocol is a descriptor set instead of Python code: it works with every release of grpcio and
 protobuf, and in its own descriptor pool, so that a client of the same protocol can run in the same
 process.
 """
 
+import re
 from pathlib import Path
 
 from setuptools import setup
@@ -25,4 +26,18 @@ class BuildWithProtocol(build_py):
         super().run()
 
 
-setup(cmdclass={"build_py": BuildWithProtocol})
+def description() -> str:
+    """Return README.md without its pictures, and without links to files beside it.
+
+    The page of a package has no files beside it, and the repository has no public address.
+    """
+    readme = Path("README.md").read_text(encoding="utf-8")
+    without_pictures = re.sub(r"!\[[^]]*\]\([^)]*\)\n+", "", readme)
+    return re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", without_pictures)
+
+
+setup(
+    cmdclass={"build_py": BuildWithProtocol},
+    long_description=description(),
+    long_description_content_type="text/markdown",
+)

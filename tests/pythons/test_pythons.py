@@ -130,6 +130,9 @@ def test_sdist_and_wheel_hold_every_file_of_the_package(wheel: Path) -> None:
         "resdeploy contributors",
         "Apache-2.0",
     )
+    page = metadata.description or ""
+    assert "resdeploy export" in page
+    assert not re.search(r"\]\((?!https?:)", page), "a link to a file that the page does not have"
     for version, _ in ENVIRONMENTS:
         assert f"Programming Language :: Python :: {version}" in (metadata.classifiers or [])
     needed = {requirement.name for requirement in metadata.requires_dist or []}
