@@ -3,9 +3,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# This mode puts the clone on the path. With the default one, Python started in the folder that holds
-# the clone would take the clone itself, whose name is the same, for the package.
-EDITABLE = --config-settings editable_mode=compat -e
 
 .DEFAULT_GOAL := help
 .PHONY: help demo environments test container chaos check docs fuzz format lock dist clean
@@ -76,15 +73,18 @@ clean: ## Remove the environment, caches and demo results
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo 'Python 3.11 or newer is needed to train and export: make PYTHON=python3.11 ...'; exit 1; }
 	$(PYTHON) -m venv .venv
+	@# Without the clone on the path, Python started in the folder that holds the clone would take
+	@# the clone itself, whose name is the same, for the package.
+	@echo '$(CURDIR)' > "$$($(BIN)/python -c 'import site; print(*site.getsitepackages())')/clone.pth"
 	touch $@
 
 .venv/demo: .venv/python pyproject.toml constraints.txt
-	$(INSTALL) $(EDITABLE) '.[all]'
+	$(INSTALL) -e '.[all]'
 	touch $@
 
 .venv/dev: .venv/demo
 	$(INSTALL) 'pip>=25.1' # older ones know no dependency groups
-	$(INSTALL) $(EDITABLE) '.[all]' --group dev
+	$(INSTALL) -e '.[all]' --group dev
 	$(INSTALL) --no-deps tensorrt-stubs # it depends on TensorRT, which type checks do not need
 	$(INSTALL) --no-deps axe-playwright-python # tests use its copy of axe-core, not Playwright
 	$(INSTALL) --no-deps tritonclient # it depends on older versions than those of constraints.txt
@@ -92,5 +92,5 @@ clean: ## Remove the environment, caches and demo results
 
 .venv/docs: .venv/python pyproject.toml constraints.txt
 	$(INSTALL) 'pip>=25.1' # older ones know no dependency groups
-	$(INSTALL) $(EDITABLE) . --group docs
+	$(INSTALL) -e . --group docs
 	touch $@
