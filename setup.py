@@ -1,8 +1,8 @@
 """What pyproject.toml cannot state: the build of the gRPC protocol, and the package's description.
 
-The compiled protocol is a descriptor set instead of Python code: it works with every release of grpcio and
-protobuf, and in its own descriptor pool, so that a client of the same protocol can run in the same
-process.
+The compiled protocol is a descriptor set instead of Python code: it works with every release of
+grpcio and protobuf, and in its own descriptor pool, so that a client of the same protocol can run
+in the same process.
 """
 
 import re

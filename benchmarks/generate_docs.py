@@ -165,7 +165,7 @@ def make_performance_page(tables: Mapping[str, PerformanceTable], others: Sequen
 
 
 def update_readme(readme: str, folder: Path) -> str:
-    """Replace the table between `<!-- table -->` and `<!-- end -->` by that of the last latencies."""
+    """Return the README with the last latencies between `<!-- table -->` and `<!-- end -->`."""
     last = benchmark_table(read_documents(folder / "latency.json")[-1:])
     table = f"<!-- table -->\n{last.table}\n\n{last.origin}\n<!-- end -->"
     return re.sub("<!-- table -->\n.*?<!-- end -->", lambda _: table, readme, flags=re.DOTALL)

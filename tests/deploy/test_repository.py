@@ -107,7 +107,11 @@ def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path: Path) -> 
     if not (ROOT / ".venv").is_dir():
         pytest.skip("the environment is not that of the Makefile")
     (tmp_path / "resdeploy").mkdir()
-    command = [ROOT / ".venv/bin/python", "-c", "import resdeploy; print(resdeploy.load.__name__)"]
+    command = [
+        str(ROOT / ".venv/bin/python"),
+        "-c",
+        "import resdeploy; print(resdeploy.load.__name__)",
+    ]
     environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.stdout == "load\n", ran.stderr
