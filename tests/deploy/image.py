@@ -58,7 +58,7 @@ def import_base(work: Path) -> None:
 
 
 def build() -> None:
-    """Build the image; a build that changes nothing takes seconds."""
+    """Build the image, in about a minute once there is a base; nothing else stays in the store."""
     STORE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         if podman("image", "exists", BASE, check=False).returncode:
