@@ -59,6 +59,7 @@ def test_the_site_has_the_lists_and_tables_of_the_page(page: Path) -> None:
     markdown = pytest.importorskip("markdown")
     text = page.read_text(encoding="utf-8")
     site = markdown.markdown(text, extensions=["tables", "fenced_code", "attr_list"])
+    assert not re.search("<th[^>]*></th>", site), "each column of a table has a name"
     for tag in ("<li", "<td", "<table", "<pre", "<h2", "<img", "<a "):
         assert site.count(tag) == PARSER.render(text).count(tag), tag
 
