@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from copy import copy
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["export", "load", "train", "verify"]
 Source: TypeAlias = "str | os.PathLike[str]"
 Target: TypeAlias = "str | os.PathLike[str] | None"
+OF_THE_CONSOLE = ("--json", "--verbose", "--debug")
+"""Options that say what a command prints."""
 
 
 def export(source: Source = "runs/latest", output: Target = None, **options: Any) -> Exported:
@@ -59,7 +62,8 @@ def train(data: Target = None, output: Target = None, **options: Any) -> Trainin
         output: Run folder to write; None for one in `runs`.
         **options: Options of `resdeploy train --help`, such as `epochs`, `resume` and `force`.
 
-    It raises the errors of `export`.
+    Raises:
+        ResdeployError: As for `export`.
     """
     from resdeploy.cli.train import train as command
 
@@ -76,7 +80,8 @@ def verify(bundle: Source, **options: Any) -> Verification:
         bundle: Folder of the bundle.
         **options: Options of `resdeploy verify --help`, such as `data`, `max_drop` and `threads`.
 
-    It raises the errors of `export`.
+    Raises:
+        ResdeployError: As for `export`.
     """
     from resdeploy.cli.verify import verify as command
 
@@ -91,11 +96,12 @@ def _run(command: Command, argument: object, options: dict[str, Any]) -> Any:
     """
     import click
 
+    command = _without_console(command)
     known = {
         name[2:].replace("-", "_"): parameter
         for parameter in command.params
         for name in parameter.opts
-        if name.startswith("--") and name not in ("--json", "--debug")
+        if name.startswith("--")
     }
     words: list[str] = []
     for name, value in options.items():
@@ -107,11 +113,19 @@ def _run(command: Command, argument: object, options: dict[str, Any]) -> Any:
     words += ["--"] if argument is None else ["--", _text(argument)]
     try:
         with command.make_context(command.name, words) as context:
-            arguments = {k: v for k, v in context.params.items() if k not in ("as_json", "debug")}
             assert command.callback is not None
-            return inspect.unwrap(command.callback)(**arguments).result
+            return inspect.unwrap(command.callback)(**context.params).result
     except click.ClickException as error:
         raise ValueError(error.format_message()) from error
+
+
+def _without_console(command: Command) -> Command:
+    """Return the command without the options of the console; variables of the environment set none."""
+    bare = copy(command)
+    bare.params = [copy(p) for p in command.params if not {*p.opts} & {*OF_THE_CONSOLE}]
+    for parameter in bare.params:
+        parameter.envvar = None
+    return bare
 
 
 def _words(option: Parameter, value: Any) -> list[str]:

@@ -20,6 +20,7 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.cli.main import main
 from resdeploy.errors import BundleError, CheckpointError, DataError, TrainingError
 from resdeploy.export.pipeline import ExportConfig
+from resdeploy.python_api import OF_THE_CONSOLE
 from resdeploy.statistics import Verdict
 from resdeploy.train import config
 from tests.test_layout import run_without
@@ -67,10 +68,13 @@ def test_functions_are_documented_and_take_what_the_command_takes(name: str, fun
     with pytest.raises(TypeError, match=f"{name} has no option 'magic'; its options are ") as error:
         function("x", magic=1)
     listed = str(error.value).split(" are ")[1].split(", ")
-    assert {"--" + word.replace("_", "-") for word in listed} == names - {"--json", "--debug"}
+    assert {"--" + word.replace("_", "-") for word in listed} == names - {*OF_THE_CONSOLE}
 
 
-def test_verify_and_export_return_results(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_verify_and_export_return_results(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESDEPLOY_VERIFY_MAX_DROP", "ignored")  # variables are for the command line
     result = verify(str(tiny_bundle.path), precision="int8", backend="onnxruntime-cpu", threads=1)
     assert result.verdict is Verdict.REPRODUCED
     written = export(tiny_bundle.path, triton=tmp_path / "models")
