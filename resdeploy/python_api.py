@@ -120,7 +120,7 @@ def _run(command: Command, argument: object, options: dict[str, Any]) -> Any:
 
 
 def _without_console(command: Command) -> Command:
-    """Return the command without the options of the console; variables of the environment set none."""
+    """Return the command without options of the console, and without variables."""
     bare = copy(command)
     bare.params = [copy(p) for p in command.params if not {*p.opts} & {*OF_THE_CONSOLE}]
     for parameter in bare.params:
