@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,6 @@ from resdeploy.pages.blocks import (
 from resdeploy.report.origin import made_text, origin_section
 from resdeploy.result_files.provenance import Environment, shown_path, without_folders
 from resdeploy.tables import percentage, plural
-from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.shards import ImageFile, TarMember, image_content
 from resdeploy.train.evaluation import Evaluation
 from resdeploy.train.run.curves import curve_figures
@@ -42,7 +41,7 @@ MAX_UNREADABLE = 50  # names on the page
 
 def training_page(
     folder: Path,
-    config: TrainingConfig,
+    settings: Mapping[str, str],
     outcome: RunOutcome,
     metrics: Sequence[EpochMetrics],
     evaluation: Evaluation,
@@ -50,11 +49,13 @@ def training_page(
     preprocessing: Preprocessing,
     unreadable: Sequence[str],
     environment: Environment,
+    warnings: Sequence[str] = (),
 ) -> Page:
     """Return the report of a run.
 
     The results in `evaluation` are those of the finished network on `images`; `unreadable` names
-    the files that could not be decoded.
+    the files that could not be decoded. A remedy ends each of the
+    `warnings`, behind a semicolon.
     """
     name, kind = shown_path(folder), "held-out" if outcome.held_out else "validation"
     stopped = f"The training ended before epoch {outcome.planned_epochs}: {outcome.stopped}."
@@ -69,11 +70,14 @@ def training_page(
             f"{percentage(outcome.baseline_accuracy, 2)}.",
             *([stopped] if outcome.stopped else []),
         ),
+        warnings=tuple(
+            ((cause,), hint) for cause, _, hint in (w.rpartition("; ") for w in warnings)
+        ),
         sections=(
             Section(title="Curves", blocks=curve_figures(metrics, outcome)),
             Section(title="Errors", blocks=tuple(_errors(evaluation, images, preprocessing))),
             *_unreadable(unreadable),
-            Section(title="Settings", blocks=(_settings(config),)),
+            Section(title="Settings", blocks=(Facts(facts=tuple(settings.items())),)),
             origin_section([(name, environment)]),
             Section(
                 title="Next", blocks=(Commands(lines=(f"resdeploy export {name} --fp16 --int8",)),)
@@ -122,13 +126,15 @@ def _errors(
     if evaluation.worst:
         yield Pictures(
             caption="The worst mistakes. The images are shown as the network receives them, sorted "
-            "by the probability of the true class, lowest first. Some labels may be wrong.",
+            "by the probability of the true class, lowest first; percentages are the probabilities "
+            "of the true and of the predicted class. Some labels may be wrong.",
             pictures=tuple(
                 _picture(
                     images.files[mistake.position],
                     preprocessing,
                     labels[mistake.label],
-                    f", predicted {labels[mistake.predicted]} ({100 * mistake.probability:.0f} %)",
+                    f" ({percentage(100 * mistake.true_probability, 0)}), predicted "
+                    f"{labels[mistake.predicted]} ({percentage(100 * mistake.probability, 0)})",
                 )
                 for mistake in evaluation.worst
             ),
@@ -152,14 +158,3 @@ def _unreadable(names: Sequence[str]) -> Iterator[Section]:
             blocks.append(Text(text=f"{UNREADABLE} lists all of them."))
         title = f"Files that could not be decoded: {len(names):,}"
         yield Section(title=title, blocks=tuple(blocks))
-
-
-def _settings(config: TrainingConfig) -> Facts:
-    values = {name: value for name, value in config.to_json().items() if value is not None}
-    return Facts(facts=tuple((name, _setting(value)) for name, value in values.items()))
-
-
-def _setting(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else without_folders(str(value))

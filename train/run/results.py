@@ -60,12 +60,15 @@ def write_results(
     held_out: HeldOut | None,
     learned: Mapping[str, float] | None,
     provenance: Mapping[str, Any],
+    warnings: Sequence[str],
+    used: Mapping[str, str],
 ) -> None:
     """Write the files of a finished run, and point the link `runs/latest` to it.
 
     Only the weights and `model.json` are needed to use the network. So they come first, and a
     warning is logged if another file cannot be written. `evaluation` is that of `network` on the
-    validation images `images`; `learned` is None without QAT.
+    validation images `images`; `learned` is None without QAT. The report shows `warnings` and the
+    settings in `used`.
 
     Raises:
         OutputError: The weights cannot be written.
@@ -88,8 +91,8 @@ def write_results(
             write_file(folder / UNREADABLE, lines.encode(errors="surrogateescape"))
     with _warning_for(folder / REPORT, folder):
         page = training_page(
-            folder, config, outcome, metrics, evaluation, images, preprocessing, unreadable,
-            parse(Environment, provenance),
+            folder, used, outcome, metrics, evaluation, images, preprocessing, unreadable,
+            parse(Environment, provenance), warnings,
         )  # fmt: skip
         write_file(folder / REPORT, to_html(page))
     with _warning_for(LATEST, folder):

@@ -27,7 +27,13 @@ from resdeploy.cli.options.variables import (
     variable_is_set,
     variables_in_use,
 )
-from resdeploy.errors import ResdeployError, missing_dependency, one_line_reason, remedy_for
+from resdeploy.errors import (
+    Interrupted,
+    ResdeployError,
+    missing_dependency,
+    one_line_reason,
+    remedy_for,
+)
 from resdeploy.json_documents import jsonable, to_text
 from resdeploy.progress import progress_bar, silent
 from resdeploy.readable_text import readable, readable_texts
@@ -218,9 +224,12 @@ def _readable_errors(*, as_json: bool) -> Iterator[None]:
             hint = f"see {path} --help"
             _print_document(Failure(error.format_message(), hint, error.exit_code), ())
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        code = getattr(stop, "code", ExitCode.FAILED)
         if as_json:
-            _print_document(Failure("interrupted", None, ExitCode.FAILED), ())
+            _print_document(Failure(readable(str(stop)) or "interrupted", None, code), ())
+        if isinstance(stop, Interrupted):  # click would print another message
+            sys.exit(code)
         raise
 
 
