@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resdeploy.errors import DataError, Interrupted, TrainingError
+from resdeploy.errors import DataError, Interrupted
 from resdeploy.filesystem import check_writable
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.machine.device import read_device
@@ -24,7 +24,6 @@ from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import collect_provenance
 from resdeploy.train import initialization
 from resdeploy.train.checkpoint.load import Checkpoint
-from resdeploy.train.checkpoint.run import ways_to_go_on
 from resdeploy.train.config import TrainingConfig, learning_rate
 from resdeploy.train.data.augment import Augmentation
 from resdeploy.train.data.dataset import Batch, BatchPlan, DataSplits, EpochImages, load_batches
@@ -38,7 +37,6 @@ from resdeploy.train.run import folder as run_folder
 from resdeploy.train.run import output
 from resdeploy.train.run.failures import divergence, explained_failures
 from resdeploy.train.run.folder import EpochMetrics, RunPosition, TrainingState
-from resdeploy.train.run.interruption import StopRequest, awaited_stop
 from resdeploy.train.run.outcome import RunOutcome, best_epoch, epoch_metrics, reason_to_stop
 from resdeploy.train.run.progress_table import HEADER, DurationEstimate, epoch_line
 from resdeploy.train.run.record import (
@@ -49,7 +47,6 @@ from resdeploy.train.run.record import (
     save_record,
 )
 from resdeploy.train.run.results import TrainingResult, write_results
-from resdeploy.train.run.settings_table import used_settings
 from resdeploy.train.run.tensorboard import event_writer
 from resdeploy.train.run.unreadable import UnreadableFiles
 from resdeploy.train.step import MIN_IMAGES, Learner
@@ -133,15 +130,10 @@ def resume(
     )
     with connect_processes() as process, output.locked_run(folder, process, force=True):
         state = run_folder.load_state(folder, record)
-        metrics = run_folder.load_metrics(folder, state.position.epochs_done)
-        if finish and not metrics:
-            raise TrainingError(
-                f"{folder} cannot be finished: no epoch of it has been evaluated",
-                ways_to_go_on(folder),
-            )
+        metrics = run_folder.load_metrics(folder, state.position.epochs_done, finish=finish)
         start = state.quantized_start() if config.qat else None
         trainer = _Trainer(config, folder, process, progress, start, record)
-        trainer.restore(state, metrics, finish=finish)
+        trainer.restore(state, metrics, finish)
         process.gather(torch.zeros(()))  # waits until all processes have read the folder
         trainer.begin()
         return trainer.train()
@@ -212,14 +204,11 @@ class _Trainer:
         self.steps = self.plan.step_sizes(len(self.splits.train.files))
         self.val_plan = validation_plan(process, self.workers)
         self.position = self.saved = RunPosition()
-        self.metrics: list[EpochMetrics] = []
-        self.finish, self.stop = False, StopRequest()
+        self.metrics, self.finish = list[EpochMetrics](), False
         self.estimate = DurationEstimate(self.config, sum(self.steps), len(self.splits.val.files))
         self.unreadable = UnreadableFiles(self.splits, process)
 
-    def restore(
-        self, state: TrainingState, metrics: list[EpochMetrics], *, finish: bool
-    ) -> None:  # fmt: skip
+    def restore(self, state: TrainingState, metrics: list[EpochMetrics], finish: bool) -> None:
         """Continue from a saved state, or only `finish`."""
         self.learner.restore(state.model, state.momentum, state.average, state.best)
         self.position = self.saved = state.position
@@ -245,10 +234,8 @@ class _Trainer:
 
     def train(self) -> TrainingResult:
         """Train the remaining epochs and write the results."""
-        with (
-            explained_failures(self.folder, lambda: self.saved, self._log),
-            awaited_stop(alone=self.process.count == 1) as self.stop,
-        ):
+        alone = self.process.count == 1
+        with explained_failures(self.folder, lambda: self.saved, self._log, alone) as self.stop:
             return self._train()
 
     def _train(self) -> TrainingResult:
@@ -266,7 +253,7 @@ class _Trainer:
         self._log(
             "always predicting %r has an accuracy of %.2f %%", *majority_baseline(self.splits)
         )
-        self._log("%s", HEADER)
+        self._log("%s", "taking the best epoch so far" if self.finish else HEADER)
         while self.position.epochs_done < config.epochs and not self.finish:
             if stopped := reason_to_stop(self.metrics, config):
                 self._log("stopped after %d of %d epochs: %s", len(self.metrics), config.epochs,
@@ -285,27 +272,24 @@ class _Trainer:
             if write_event is not None:
                 write_event(self.metrics[-1])
             self._log("%s", epoch_line(self.metrics, config.epochs))
-            self._stop_if_asked()
+            self._check_stop()
         self.learner.use_best()
         # A resumed run may have finished its best epoch before.
         evaluation = evaluation or self._evaluate(val_batches)
         unreadable = self.unreadable.names()
         self.unreadable.skipped.report()
         outcome = RunOutcome.of(
-            self.metrics, config, self.splits, evaluation.accuracy, len(unreadable),
-            finish=self.finish,
-        )  # fmt: skip
+            self.metrics, config, self.splits, evaluation.accuracy, len(unreadable), self.finish
+        )
         if self.process.is_main:
             if outcome.accuracy <= outcome.baseline_accuracy < 100:
-                warnings.append(NOTHING_LEARNED)
                 logger.warning("%s", NOTHING_LEARNED)
+                warnings.append(NOTHING_LEARNED)
             write_results(
-                self.folder, self.learner.final_network, outcome, config=config,
+                self.folder, self.learner, outcome, config=config, workers=self.workers,
                 processes=self.process.count, metrics=self.metrics, evaluation=evaluation,
                 images=self.splits.val, preprocessing=self.preprocessing, unreadable=unreadable,
-                learned=self.learner.quantized.learned() if self.learner.quantized else None,
                 provenance=provenance, held_out=self.record.data.held_out, warnings=warnings,
-                used=used_settings(config, self.learner, self.workers),
             )  # fmt: skip
         return TrainingResult(
             run=self.folder,
@@ -342,16 +326,16 @@ class _Trainer:
                 rate = learning_rate(config, epoch + step / steps)
                 seed = [config.seed, epoch, step, process.rank, MIXING_STREAM]
                 pending.append(self.learner.step(batch, rate, np.random.default_rng(seed)))
-                on_gpu, stops = process.device.type == "cuda", self.stop.number is not None
-                if on_gpu and len(pending) < GPU_STEPS < steps - step and not stops:
+                few = len(pending) < GPU_STEPS < steps - step and self.stop.code is None
+                if few and process.device.type == "cuda":
                     continue
                 now = time.perf_counter()
                 self._add_steps(pending, now - last_read, waiting_seconds)
                 advance(sum(self.steps[step + 1 - len(pending) : step + 1]))
                 pending, waiting_seconds, last_read = [], 0.0, now
-                if epoch == 0 and (line := self.estimate.line(step, self.position.images, now)):
+                if line := self.estimate.line(self.position):
                     self._log("%s", line)
-                self._stop_if_asked()
+                self._check_stop()
                 if process.is_main and now - last_save >= 60 * config.save_minutes:
                     self._save_state()
                     last_save = now
@@ -386,20 +370,18 @@ class _Trainer:
     def _evaluate(self, batches: Iterator[Batch]) -> Evaluation:
         images = self.splits.val
         count = math.ceil(len(images.files) / self.val_plan.batch_size)
-        once = map(self._unless_stopped, islice(batches, count))
+        once = (batch for batch in islice(batches, count) if self._check_stop())
         evaluation = evaluate(self.learner.evaluated_model, once, len(images.classes), self.process)
         self.unreadable.add("val", evaluation.unreadable)
         return evaluation
 
-    def _stop_if_asked(self) -> None:
-        if self.stop.number is not None:
-            if self.position != self.saved:
-                self._save_state()
-            raise Interrupted("", self.stop.exit)
-
-    def _unless_stopped(self, batch: Batch) -> Batch:
-        self._stop_if_asked()
-        return batch
+    def _check_stop(self) -> bool:
+        """Return True, or save the state and raise if a signal has come."""
+        if self.stop.code is None:
+            return True
+        if self.position != self.saved:
+            self._save_state()
+        raise Interrupted("", self.stop.code)
 
     def _save_state(self) -> None:
         state = TrainingState(

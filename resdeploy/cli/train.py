@@ -170,13 +170,9 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
 )
 @FORCE
 def train(
-    run: Path | None,
-    resume: Path | None,
-    finish: bool,
-    force: bool,
-    recipe: str | None,
+    run: Path | None, resume: Path | None, finish: bool, force: bool, recipe: str | None,
     **settings: Any,
-) -> CommandResult:
+) -> CommandResult:  # fmt: skip
     """Train a ResNet on DATA.
 
     DATA is `digits` (the default), a folder with train/ and val/, or one with class folders, of
@@ -196,15 +192,15 @@ def train(
             logging.getLogger(f"resdeploy.{module}").setLevel(logging.ERROR)
 
     if resume is None:
-        reject_options(("finish",), "there is no --resume whose run it would finish")
-    if resume is not None:
+        reject_options(("finish",), "only --resume RUN can finish a run")
+    else:
         kept = [name for name in settings if name not in ("data", "workers")]
         reject_options(("run", "recipe", *kept), "--resume keeps the run's settings")
         result = trainer.resume(
             resume, settings["data"], workers=settings["workers"], finish=finish,
             progress=progress_bar,
         )  # fmt: skip
-    else:
+    if resume is None:
         stated, file = take_settings(settings), settings.pop("preprocessing")
         config, initial, splits = choose_run(recipe, settings, stated, file)
         run_training: Callable[..., TrainingResult] = trainer.train

@@ -164,7 +164,7 @@ def test_a_full_disk_keeps_the_last_state_and_says_so(
         save(folder, state)
 
     monkeypatch.setattr(run_folder, "save_state", fill_disk)
-    with pytest.raises(OutputError, match="No space left on device; the state after 1 epochs and 0 "
+    with pytest.raises(OutputError, match="No space left on device; the state after 1 epoch and 0 "
                        "steps is kept") as caught:  # fmt: skip
         train(dataclasses.replace(config, epochs=2), Path("run"))
     assert str(caught.value.hint).endswith("then continue: resdeploy train --resume run")
@@ -180,7 +180,7 @@ def test_a_report_that_fails_is_a_warning_after_the_weights_were_written(
 
     run_folder.LATEST.mkdir(parents=True)  # a folder, which is not replaced
     with monkeypatch.context() as broken, caplog.at_level(logging.WARNING, "resdeploy"):
-        broken.setattr(results, "write_report", fail)
+        broken.setattr(results, "training_page", fail)
         assert train(config, Path("run")).epochs == 1
     assert "run/report.html was not written, but run is complete: an error of" in caplog.text
     assert "runs/latest was not written, but run is complete: runs/latest is not" in caplog.text

@@ -13,6 +13,7 @@ from resdeploy.train.checkpoint.run import ways_to_go_on
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.dataset import SECONDS_PER_BATCH
 from resdeploy.train.run.folder import STATE_FILE, RunPosition, load_state
+from resdeploy.train.run.interruption import StopRequest, awaited_stop
 
 _WORKERS = "to continue with fewer: {resume} --workers 1"
 # Texts in the errors of PyTorch 2.13, each with the reason and its remedy; the first match counts.
@@ -62,14 +63,15 @@ _REASONS = (
 
 @contextmanager
 def explained_failures(
-    folder: Path, saved: Callable[[], RunPosition], log: Callable[..., None]
-) -> Iterator[None]:
-    """Explain errors and interruptions of the run in `folder`, and name the command to continue.
+    folder: Path, saved: Callable[[], RunPosition], log: Callable[..., None], alone: bool = False
+) -> Iterator[StopRequest]:
+    """Yield the request to stop the run in `folder`; explain its errors and interruptions.
 
     Args:
         folder: Run folder.
         saved: Returns the position of the newest saved state.
         log: Receives the message after an interruption.
+        alone: See `awaited_stop`.
 
     Raises:
         Interrupted: A signal ended the training.
@@ -78,7 +80,8 @@ def explained_failures(
     """
     resume = f"resdeploy train --resume {shlex.quote(str(folder))}"
     try:
-        yield
+        with awaited_stop(alone=alone) as request:
+            yield request
     except KeyboardInterrupt as stop:
         code = getattr(stop, "code", 1)
         message = f"{'interrupted' if code == 1 else 'terminated'}; saved after {saved()}"

@@ -1,8 +1,4 @@
-"""SIGINT and SIGTERM during a training: the step that runs is finished, and its state is saved.
-
-Source: the documentation of Python's module `signal`: handlers run in the main thread, between two
-instructions of Python.
-"""
+"""SIGINT and SIGTERM during a training: it finishes the step that runs, and saves its state."""
 
 from __future__ import annotations
 
@@ -12,44 +8,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-TERMINATED = 128 + signal.SIGTERM  # exit code of a shell for a process that this signal ended
-
 
 @dataclass(slots=True)
 class StopRequest:
-    """The signal that asks this process to stop, once it has come."""
+    """A request to stop, once a signal has come: the exit code of the command, else None."""
 
-    number: int | None = None
-
-    @property
-    def exit(self) -> int:
-        """Return the exit code of the command."""
-        return TERMINATED if self.number == signal.SIGTERM else 1
+    code: int | None = None
 
 
 @contextmanager
 def awaited_stop(*, alone: bool) -> Iterator[StopRequest]:
-    """Yield the request to stop; a second signal ends the process as if this were not used.
+    """Yield a request that the first signal sets; the second one ends the process at once.
 
-    A signal that the caller handles or ignores stays as it is. So do both if the process is not
-    `alone`: while one waits for the others in a collective operation, its handler does not run, and
-    if only one stopped, the others would wait for it.
+    A signal that the caller handles or ignores stays so. Both do unless the process is `alone`: its
+    handler would not run while it waits for other processes, and they would wait for it.
     """
-    request, replaced = StopRequest(), {}
+    request, before = StopRequest(), {}
+    if alone and threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        usual = (signal.SIG_DFL, signal.default_int_handler)
+        before = {number: handler for number, handler in handlers.items() if handler in usual}
+
+    def set_handlers(new: signal._HANDLER | None = None) -> None:
+        for number, handler in before.items():
+            signal.signal(number, new or handler)
 
     def stop(number: int, _: object) -> None:
-        request.number = number
-        restore()
+        request.code = 128 + number if number == signal.SIGTERM else 1  # that of a shell, of click
+        set_handlers()
 
-    def restore() -> None:
-        for number, handler in replaced.items():
-            signal.signal(number, handler)
-
-    if alone and threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                replaced[number] = signal.signal(number, stop)
+    set_handlers(stop)
     try:
         yield request
     finally:
-        restore()
+        set_handlers()

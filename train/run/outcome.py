@@ -48,7 +48,7 @@ class RunOutcome:
     @classmethod
     def of(
         cls, metrics: Sequence[EpochMetrics], config: TrainingConfig, splits: DataSplits,
-        accuracy: float, unreadable: int, *, finish: bool = False,
+        accuracy: float, unreadable: int, finish: bool = False,
     ) -> RunOutcome:  # fmt: skip
         """Return the outcome of a run; `finish` ended it, unless there is another reason."""
         asked = "it was ended with --finish" if finish and len(metrics) < config.epochs else None

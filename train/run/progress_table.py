@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from resdeploy.images.preprocessing import pixel_count
 from resdeploy.tables import plural
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.run.folder import EpochMetrics
+from resdeploy.train.run.folder import EpochMetrics, RunPosition
 
-ESTIMATE_STEPS, ESTIMATE_SECONDS = 10, 10.0  # after the first step, which may compile
-WORTH_SAYING = 300.0  # seconds
-VAL_COST = 1 / 3  # of an image, which has no backward pass: that costs twice the forward one
-SMALL_SIDE = 128  # pixels
+RATE_STEPS, RATE_SECONDS = 10, 10.0  # from which on the rate is known
+VAL_COST = 1 / 3  # of an image, without the backward pass, which costs twice the forward one
 ROW = "{:>9}{:>9}{:>9}{:>10}{:>10}{:>9}{:>11}"
 HEADER = ROW.format("epoch", "loss", "val loss", "top-1", "images/s", "loading", "time left")
 
@@ -33,40 +31,27 @@ def epoch_line(metrics: Sequence[EpochMetrics], epochs: int) -> str:
 
 
 class DurationEstimate:
-    """The estimate of the duration of a run, which is made once, in its first epoch."""
+    """The estimate of the longest duration of a run, made once, in its first epoch."""
 
     def __init__(self, config: TrainingConfig, train_images: int, val_images: int) -> None:
-        self._config = config
-        self._images = train_images + VAL_COST * val_images
-        self._begin: tuple[int, int, float] | None = None
-        self._done = False
+        self._config, self._images = config, train_images + val_images * VAL_COST
+        self._begin: RunPosition | None = None
+        self._made = False
 
-    def line(self, steps: int, images: int, now: float) -> str | None:
-        """Return the line once the rate is known and if the run is long; `steps` are finished."""
-        if self._begin is None:
-            self._begin = steps, images, now
-        first_steps, first_images, start = self._begin
-        seconds = now - start
-        early = steps - first_steps < ESTIMATE_STEPS and seconds < ESTIMATE_SECONDS
-        if self._done or early or images == first_images:
-            return None
-        self._done = True
-        config = self._config
-        total = seconds / (images - first_images) * self._images * config.epochs
-        if total < WORTH_SAYING:
-            return None
-        shorter = ["--arch resnet18"] if config.init is None and config.arch != "resnet18" else []
-        if pixel_count(config.image_size) > SMALL_SIDE**2:
-            shorter.append(f"--image-size {SMALL_SIDE}")
-        return (
-            f"about {_rough(total)} for at most {plural(config.epochs, 'epoch')}; shorter: "
-            f"{', '.join([*shorter, 'fewer --epochs'])}"
-        )
-
-
-def _rough(seconds: float) -> str:
-    hours = seconds / 3600
-    return plural(round(seconds / 60), "minute") if hours < 2 else f"{hours:.1f} hours"
+    def line(self, now: RunPosition) -> str:
+        """Return a line when the rate is known, if the run is long, otherwise an empty text."""
+        begin = self._begin = self._begin or now  # after the first step, which may compile
+        seconds, images = now.seconds - begin.seconds, now.images - begin.images
+        early = now.steps_done - begin.steps_done < RATE_STEPS and seconds < RATE_SECONDS
+        if self._made or now.epochs_done or early or not images:
+            return ""
+        self._made, config = True, self._config
+        minutes = round(seconds / images * self._images * config.epochs / 60)
+        shorter = ["--arch resnet18"] if not config.init and config.arch != "resnet18" else []
+        shorter += ["--image-size 128"] if pixel_count(config.image_size) > 128**2 else []
+        longest = f"{plural(minutes, 'minute')} for at most {plural(config.epochs, 'epoch')}"
+        shorter.append("fewer --epochs")
+        return f"about {longest}; shorter: {', '.join(shorter)}" if minutes > 5 else ""
 
 
 def _duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +31,22 @@ from resdeploy.pages.blocks import (
 from resdeploy.report.origin import made_text, origin_section
 from resdeploy.result_files.provenance import Environment, shown_path, without_folders
 from resdeploy.tables import percentage, plural
+from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.shards import ImageFile, TarMember, image_content
 from resdeploy.train.evaluation import Evaluation
 from resdeploy.train.run.curves import curve_figures
 from resdeploy.train.run.folder import UNREADABLE, EpochMetrics
-from resdeploy.train.run.outcome import RunOutcome
+from resdeploy.train.run.outcome import RunOutcome, patience_of
+from resdeploy.train.step import Learner
 
 MAX_UNREADABLE = 50  # names on the page
+_WORDS = {
+    "arch": "network", "bf16": "bfloat16", "ema": "decay of the averaged weights",
+    "init": "initial weights", "lr": "highest learning rate at a batch of 256",
+    "min_area": "smallest area of a crop", "qat": "quantisation-aware training",
+}  # fmt: skip
+_ZERO_APPLIES = ("bf16", "compile", "flip", "momentum", "seed", "warmup_epochs", "workers")
+_NOT_OF_THE_RESULT = ("preprocessing", "save_minutes", "tensorboard")
 
 
 def training_page(
@@ -158,3 +168,26 @@ def _unreadable(names: Sequence[str]) -> Iterator[Section]:
             blocks.append(Text(text=f"{UNREADABLE} lists all of them."))
         title = f"Files that could not be decoded: {len(names):,}"
         yield Section(title=title, blocks=tuple(blocks))
+
+
+def used_settings(config: TrainingConfig, learner: Learner, workers: int) -> dict[str, str]:
+    """Return the settings that applied, by their names in words; `learner` resolves defaults."""
+    network = learner.network.architecture
+    values = {name: getattr(config, name) for name in TrainingConfig.__slots__} | {
+        "arch": network.name, "stem": network.stem, "shortcut": network.shortcut,
+        "bf16": learner.bf16, "compile": learner.compiled, "workers": workers,
+        "patience": patience_of(config), "min_area": config.crop == "area" and config.min_area,
+    }  # fmt: skip
+    return {
+        _WORDS.get(name, name.replace("_", " ")): _setting_text(value)
+        for name, value in values.items()
+        if (value or name in _ZERO_APPLIES) and name not in _NOT_OF_THE_RESULT
+    }
+
+
+def _setting_text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Enum):
+        return str(value.value)
+    return f"{value:g}" if isinstance(value, float) else without_folders(str(value))

@@ -27,13 +27,7 @@ from resdeploy.cli.options.variables import (
     variable_is_set,
     variables_in_use,
 )
-from resdeploy.errors import (
-    Interrupted,
-    ResdeployError,
-    missing_dependency,
-    one_line_reason,
-    remedy_for,
-)
+from resdeploy.errors import ResdeployError, missing_dependency, one_line_reason, remedy_for
 from resdeploy.json_documents import jsonable, to_text
 from resdeploy.progress import progress_bar, silent
 from resdeploy.readable_text import readable, readable_texts
@@ -225,10 +219,11 @@ def _readable_errors(*, as_json: bool) -> Iterator[None]:
             _print_document(Failure(error.format_message(), hint, error.exit_code), ())
         raise
     except KeyboardInterrupt as stop:
-        code = getattr(stop, "code", ExitCode.FAILED)
+        code = getattr(stop, "code", None)
         if as_json:
-            _print_document(Failure(readable(str(stop)) or "interrupted", None, code), ())
-        if isinstance(stop, Interrupted):  # click would print another message
+            what = readable(str(stop)) or "interrupted"
+            _print_document(Failure(what, None, code or ExitCode.FAILED), ())
+        if code is not None:  # `Interrupted`: click would print another message
             sys.exit(code)
         raise
 
