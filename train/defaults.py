@@ -152,7 +152,5 @@ def find_weights(arch: str) -> tuple[Path | None, str]:
                 return path, f"starting from the weights {path}; --init none trains a new network"
     looked = ", ".join(str(folder / pattern) for folder, pattern in places)
     logger.debug("no weights match %s", looked)
-    return None, (
-        f"training a new network: no weights of {arch} were found here; --init FILE starts from "
-        "weights"
-    )
+    found = f"no weights of {arch} were found here"
+    return None, f"training a new network: {found}; --init FILE starts from weights"

@@ -30,13 +30,8 @@ def majority_baseline(splits: DataSplits) -> tuple[str, float]:
 def reasons_to_doubt(config: TrainingConfig, splits: DataSplits, steps: int) -> Iterator[str]:
     """Yield a sentence with a remedy for each setting that is too small; an epoch has `steps`."""
     label, count = Counter(splits.train.labels).most_common()[-1]
-    few, remedy = (
-        FEW_IMAGES,
-        (
-            "start from trained weights with --init FILE, such as torchvision's of "
-            f"{config.arch or 'resnet34'}, a .pth file"
-        ),
-    )
+    arch = config.arch or "resnet34"
+    few, remedy = FEW_IMAGES, f"start from weights with --init, such as torchvision's {arch}-*.pth"
     if config.init is not None:
         few, remedy = FEW_IMAGES_WITH_INIT, "add images"
     if count < few:
@@ -51,8 +46,6 @@ def reasons_to_doubt(config: TrainingConfig, splits: DataSplits, steps: int) -> 
         yield (f"training has only {plural(steps * config.epochs, 'step')}; use more images, more "
                f"--epochs or a smaller --batch-size for at least {FEW_STEPS}")  # fmt: skip
     if (count := len(splits.val.labels)) < FEW_VAL_IMAGES:
-        where = (
-            "pictures, or a folder val/ with" if splits.held_out else "pictures to val/, to have"
-        )
-        yield (f"the accuracy is measured on only {plural(count, 'validation image')}; add {where} "
-               f"{FEW_VAL_IMAGES} or more")  # fmt: skip
+        place = ", or a folder val/ with" if splits.held_out else " to val/, to have"
+        yield (f"the accuracy is measured on only {plural(count, 'validation image')}; add "
+               f"pictures{place} {FEW_VAL_IMAGES} or more")  # fmt: skip

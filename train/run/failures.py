@@ -84,10 +84,9 @@ def explained_failures(
             yield request
     except KeyboardInterrupt as stop:
         code = getattr(stop, "code", 1)
-        message = f"{'interrupted' if code == 1 else 'terminated'}; saved after {saved()}"
-        if not isinstance(stop, Interrupted):
-            message += " (what came later is lost)"
-        message += f"; {ways_to_go_on(folder)}"
+        lost = "" if isinstance(stop, Interrupted) else " (what came later is lost)"
+        message = f"{'interrupted' if code == 1 else 'terminated'}; saved after {saved()}{lost}; "
+        message += ways_to_go_on(folder)
         log("%s", message)
         raise Interrupted(message, code) from stop
     except OutputError as error:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.loading import load_image
-from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.images.preprocessing import Preprocessing, size_text
 from resdeploy.pages.blocks import (
     MAX_MATRIX_CLASSES,
     Block,
@@ -64,8 +64,7 @@ def training_page(
     """Return the report of a run.
 
     The results in `evaluation` are those of the finished network on `images`; `unreadable` names
-    the files that could not be decoded. A remedy ends each of the
-    `warnings`, behind a semicolon.
+    the files that could not be decoded. Each of `warnings` ends with "; REMEDY".
     """
     name, kind = shown_path(folder), "held-out" if outcome.held_out else "validation"
     stopped = f"The training ended before epoch {outcome.planned_epochs}: {outcome.stopped}."
@@ -80,9 +79,7 @@ def training_page(
             f"{percentage(outcome.baseline_accuracy, 2)}.",
             *([stopped] if outcome.stopped else []),
         ),
-        warnings=tuple(
-            ((cause,), hint) for cause, _, hint in (w.rpartition("; ") for w in warnings)
-        ),
+        warnings=tuple(((w.rpartition("; ")[0],), w.rpartition("; ")[2]) for w in warnings),
         sections=(
             Section(title="Curves", blocks=curve_figures(metrics, outcome)),
             Section(title="Errors", blocks=tuple(_errors(evaluation, images, preprocessing))),
@@ -176,7 +173,8 @@ def used_settings(config: TrainingConfig, learner: Learner, workers: int) -> dic
     values = {name: getattr(config, name) for name in TrainingConfig.__slots__} | {
         "arch": network.name, "stem": network.stem, "shortcut": network.shortcut,
         "bf16": learner.bf16, "compile": learner.compiled, "workers": workers,
-        "patience": patience_of(config), "min_area": config.crop == "area" and config.min_area,
+        "image_size": size_text(config.image_size), "patience": patience_of(config),
+        "min_area": config.crop == "area" and config.min_area,
     }  # fmt: skip
     return {
         _WORDS.get(name, name.replace("_", " ")): _setting_text(value)
