@@ -31,7 +31,7 @@ from resdeploy.runtime.verification.verify import verify
 from resdeploy.train import trainer
 from resdeploy.train.checkpoint.load import load_checkpoint
 from resdeploy.train.config import TrainingConfig, learning_rate
-from resdeploy.train.evaluation import Evaluation
+from resdeploy.train.evaluation import Evaluation, evaluate
 from resdeploy.train.initialization import (
     balanced_weights,
     initial_network,
@@ -318,8 +318,6 @@ def test_a_signal_saves_the_step_and_a_run_can_continue_or_finish(
 def test_a_signal_during_the_validation_saves_the_whole_epoch(
     quick: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate = trainer.evaluate
-
     def interrupt(*arguments: Any) -> Evaluation:
         os.kill(os.getpid(), signal.SIGINT)
         return evaluate(*arguments)
