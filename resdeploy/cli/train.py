@@ -191,16 +191,15 @@ def train(
         for module in ("images", "train.defaults", "train.data"):
             logging.getLogger(f"resdeploy.{module}").setLevel(logging.ERROR)
 
-    if resume is None:
-        reject_options(("finish",), "only --resume RUN can finish a run")
-    else:
+    if resume is not None:
         kept = [name for name in settings if name not in ("data", "workers")]
         reject_options(("run", "recipe", *kept), "--resume keeps the run's settings")
         result = trainer.resume(
             resume, settings["data"], workers=settings["workers"], finish=finish,
             progress=progress_bar,
         )  # fmt: skip
-    if resume is None:
+    else:
+        reject_options(("finish",), "only --resume RUN can finish a run")
         stated, file = take_settings(settings), settings.pop("preprocessing")
         config, initial, splits = choose_run(recipe, settings, stated, file)
         run_training: Callable[..., TrainingResult] = trainer.train
