@@ -12,6 +12,14 @@ from contextlib import contextmanager
 from resdeploy import __version__
 
 
+class Interrupted(KeyboardInterrupt):
+    """An interruption whose message the user has seen, with the exit code of the command."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class ResdeployError(Exception):
     """An error with one sentence that names the cause, and a `hint` that names the remedy."""
 

@@ -151,4 +151,6 @@ def find_weights(arch: str) -> tuple[Path | None, str]:
             if path.is_file():
                 return path, f"starting from the weights {path}; --init none trains a new network"
     looked = ", ".join(str(folder / pattern) for folder, pattern in places)
-    return None, f"training a new network, because no weights match {looked}; --init names others"
+    logger.debug("no weights match %s", looked)
+    found = f"no weights of {arch} were found here"
+    return None, f"training a new network: {found}; --init FILE starts from weights"

@@ -14,6 +14,11 @@ FEW_IMAGES, FEW_IMAGES_WITH_INIT = 100, 10
 FEW_STEPS = 100  # batch norm's running statistics are averages over 10 steps
 FEW_VAL_IMAGES = 50  # the 95 % confidence interval of an accuracy of 90 % is 17 points wide
 
+NOTHING_LEARNED = (
+    "the network is no better than always predicting one class; use more --epochs, more images, or "
+    "--init with trained weights"
+)
+
 
 def majority_baseline(splits: DataSplits) -> tuple[str, float]:
     """Return the most frequent class in training, and the accuracy of always predicting it in %."""
@@ -25,7 +30,8 @@ def majority_baseline(splits: DataSplits) -> tuple[str, float]:
 def reasons_to_doubt(config: TrainingConfig, splits: DataSplits, steps: int) -> Iterator[str]:
     """Yield a sentence with a remedy for each setting that is too small; an epoch has `steps`."""
     label, count = Counter(splits.train.labels).most_common()[-1]
-    few, remedy = FEW_IMAGES, "start from trained weights with --init"
+    arch = config.arch or "resnet34"
+    few, remedy = FEW_IMAGES, f"start from weights with --init, such as torchvision's {arch}-*.pth"
     if config.init is not None:
         few, remedy = FEW_IMAGES_WITH_INIT, "add images"
     if count < few:
@@ -40,5 +46,6 @@ def reasons_to_doubt(config: TrainingConfig, splits: DataSplits, steps: int) -> 
         yield (f"training has only {plural(steps * config.epochs, 'step')}; use more images, more "
                f"--epochs or a smaller --batch-size for at least {FEW_STEPS}")  # fmt: skip
     if (count := len(splits.val.labels)) < FEW_VAL_IMAGES:
-        yield (f"the accuracy is measured on only {plural(count, 'validation image')}; use "
-               f"{FEW_VAL_IMAGES} or more")  # fmt: skip
+        place = ", or a folder val/ with" if splits.held_out else " to val/, to have"
+        yield (f"the accuracy is measured on only {plural(count, 'validation image')}; add "
+               f"pictures{place} {FEW_VAL_IMAGES} or more")  # fmt: skip

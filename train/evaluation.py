@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import exp
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ class Mistake:
     predicted: int
     probability: float
     """Probability of the predicted class, from 0 to 1."""
+    true_probability: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +106,7 @@ def evaluate(
         loss=float(process.total(loss) / confusion.sum()),
         confusion=confusion.reshape(classes, classes).long().numpy(),
         worst=tuple(
-            Mistake(int(position), int(label), int(predicted), probability)
+            Mistake(int(position), int(label), int(predicted), probability, exp(true_log_prob))
             for true_log_prob, position, label, predicted, probability in worst.tolist()
             if true_log_prob < torch.inf
         ),

@@ -95,7 +95,8 @@ class Learner:
             self._parallel = DistributedDataParallel(self._model, forward_sync_buffers=False)
             self._model = self._parallel
         self._whole_model: nn.Module = self._model  # for whole batches
-        if start is None and should_compile(config.compile, process.device):
+        self.compiled = start is None and should_compile(config.compile, process.device)
+        if self.compiled:
             mode = compile_mode(process.device, shares)
             self._whole_model = cast("nn.Module", torch.compile(self._model, mode=mode))
         self.average = WeightAverage(self.classifier, config.ema) if config.ema else None
@@ -103,9 +104,9 @@ class Learner:
         self._best, self._best_is_current = Tensors(), True
         self._class_weights = class_weights
         self._loss_weights = None if class_weights is None else class_weights.to(process.device)
-        self._bf16 = bool(config.bf16)
+        self.bf16 = bool(config.bf16)
         if config.bf16 is None:  # not with QAT: bfloat16's rounding would hide that of INT8
-            self._bf16 = start is None and computes_bf16(process.device)
+            self.bf16 = start is None and computes_bf16(process.device)
 
     @property
     def final_network(self) -> ResNet:
@@ -176,7 +177,7 @@ class Learner:
             if self._parallel is not None and index < accumulate:
                 exchange = self._parallel.no_sync()  # only the last part exchanges gradients
             with exchange:
-                with torch.autocast(moved.images.device.type, torch.bfloat16, enabled=self._bf16):
+                with torch.autocast(moved.images.device.type, torch.bfloat16, enabled=self.bf16):
                     logits = model(images)
                 loss = mixed.share * self._loss(logits, labels)
                 if mixed.share < 1:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resdeploy.errors import DataError
+from resdeploy.errors import DataError, Interrupted
 from resdeploy.filesystem import check_writable
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.machine.device import read_device
@@ -29,7 +29,7 @@ from resdeploy.train.data.augment import Augmentation
 from resdeploy.train.data.dataset import Batch, BatchPlan, DataSplits, EpochImages, load_batches
 from resdeploy.train.data.workers import affordable_workers
 from resdeploy.train.distributed import Process, connect_processes
-from resdeploy.train.doubts import majority_baseline, reasons_to_doubt
+from resdeploy.train.doubts import NOTHING_LEARNED, majority_baseline, reasons_to_doubt
 from resdeploy.train.evaluation import VAL_BATCH, Evaluation, evaluate, validation_plan
 from resdeploy.train.qat.distillation import Teacher
 from resdeploy.train.qat.network import QuantizedStart
@@ -37,8 +37,8 @@ from resdeploy.train.run import folder as run_folder
 from resdeploy.train.run import output
 from resdeploy.train.run.failures import divergence, explained_failures
 from resdeploy.train.run.folder import EpochMetrics, RunPosition, TrainingState
-from resdeploy.train.run.outcome import RunOutcome, best_epoch, reason_to_stop
-from resdeploy.train.run.progress_table import HEADER, epoch_line
+from resdeploy.train.run.outcome import RunOutcome, best_epoch, epoch_metrics, reason_to_stop
+from resdeploy.train.run.progress_table import HEADER, DurationEstimate, epoch_line
 from resdeploy.train.run.record import (
     STATE_JSON,
     RunRecord,
@@ -102,6 +102,7 @@ def resume(
     data: str | None = None,
     *,
     workers: int | None = None,
+    finish: bool = False,
     progress: Progress = silent,
 ) -> TrainingResult:
     """Continue an interrupted run from its newest state, with the settings stored in its folder.
@@ -112,10 +113,11 @@ def resume(
         folder: Run folder.
         data: Place of the run's data, if it has moved.
         workers: Processes that decode images; None for the run's own setting.
+        finish: True to train no further, and to write the results of the best epoch so far.
         progress: Receiver of the number of images done.
 
     Raises:
-        TrainingError: The folder holds no run that can be resumed.
+        TrainingError: The folder holds no run that can be resumed, or no epoch to `finish` with.
         DataError: The images cannot be used, or are not those of the run.
         OutputError: The folder cannot be written.
     """
@@ -128,10 +130,10 @@ def resume(
     )
     with connect_processes() as process, output.locked_run(folder, process, force=True):
         state = run_folder.load_state(folder, record)
-        metrics = run_folder.load_metrics(folder, state.position.epochs_done)
+        metrics = run_folder.load_metrics(folder, state.position.epochs_done, finish=finish)
         start = state.quantized_start() if config.qat else None
         trainer = _Trainer(config, folder, process, progress, start, record)
-        trainer.restore(state, metrics)
+        trainer.restore(state, metrics, finish)
         process.gather(torch.zeros(()))  # waits until all processes have read the folder
         trainer.begin()
         return trainer.train()
@@ -202,16 +204,16 @@ class _Trainer:
         self.steps = self.plan.step_sizes(len(self.splits.train.files))
         self.val_plan = validation_plan(process, self.workers)
         self.position = self.saved = RunPosition()
-        self.metrics: list[EpochMetrics] = []
+        self.metrics, self.finish = list[EpochMetrics](), False
+        self.estimate = DurationEstimate(self.config, sum(self.steps), len(self.splits.val.files))
         self.unreadable = UnreadableFiles(self.splits, process)
 
-    def restore(self, state: TrainingState, metrics: list[EpochMetrics]) -> None:
-        """Continue from a saved state."""
+    def restore(self, state: TrainingState, metrics: list[EpochMetrics], finish: bool) -> None:
+        """Continue from a saved state, or only `finish`."""
         self.learner.restore(state.model, state.momentum, state.average, state.best)
         self.position = self.saved = state.position
-        done, steps = self.position.epochs_done, self.position.steps_done
-        self.metrics = metrics
-        self._log("resuming after %d epochs and %d steps", done, steps)
+        self.metrics, self.finish = metrics, finish
+        self._log("%s after %s", "finishing" if finish else "resuming", self.position)
 
     def begin(self) -> None:
         """Check the free space, and write what a resumed run needs before the first epoch."""
@@ -232,7 +234,8 @@ class _Trainer:
 
     def train(self) -> TrainingResult:
         """Train the remaining epochs and write the results."""
-        with explained_failures(self.folder, lambda: self.saved, self._log):
+        alone = self.process.count == 1
+        with explained_failures(self.folder, lambda: self.saved, self._log, alone) as self.stop:
             return self._train()
 
     def _train(self) -> TrainingResult:
@@ -244,21 +247,21 @@ class _Trainer:
         if config.tensorboard and self.process.is_main:
             write_event = event_writer(self.folder, self.position.epochs_done)
         train_batches, val_batches = self._batches()
-        if self.process.is_main and not self.resumed:
-            for reason in reasons_to_doubt(config, self.splits, len(self.steps)):
-                logger.warning("%s", reason)
+        warnings = list(reasons_to_doubt(config, self.splits, len(self.steps)))
+        for reason in warnings if self.process.is_main and not self.resumed else []:
+            logger.warning("%s", reason)
         self._log(
             "always predicting %r has an accuracy of %.2f %%", *majority_baseline(self.splits)
         )
-        self._log("%s", HEADER)
-        while self.position.epochs_done < config.epochs:
+        self._log("%s", "taking the best epoch so far" if self.finish else HEADER)
+        while self.position.epochs_done < config.epochs and not self.finish:
             if stopped := reason_to_stop(self.metrics, config):
                 self._log("stopped after %d of %d epochs: %s", len(self.metrics), config.epochs,
                           stopped)  # fmt: skip
                 break
             self._train_epoch(train_batches)
             found = self._evaluate(val_batches)
-            self.metrics.append(self._epoch_metrics(found))
+            self.metrics.append(epoch_metrics(self.position, found, config))
             if best_epoch(self.metrics) is self.metrics[-1]:
                 self.learner.keep_best()
                 evaluation = found
@@ -269,24 +272,24 @@ class _Trainer:
             if write_event is not None:
                 write_event(self.metrics[-1])
             self._log("%s", epoch_line(self.metrics, config.epochs))
+            self._check_stop()
         self.learner.use_best()
         # A resumed run may have finished its best epoch before.
         evaluation = evaluation or self._evaluate(val_batches)
         unreadable = self.unreadable.names()
         self.unreadable.skipped.report()
         outcome = RunOutcome.of(
-            self.metrics, config, self.splits, evaluation.accuracy, len(unreadable)
+            self.metrics, config, self.splits, evaluation.accuracy, len(unreadable), self.finish
         )
-        if self.process.is_main and outcome.accuracy <= outcome.baseline_accuracy < 100:
-            logger.warning("the network is no better than always predicting one class; use more "
-                           "--epochs, more images, or --init with trained weights")  # fmt: skip
         if self.process.is_main:
+            if outcome.accuracy <= outcome.baseline_accuracy < 100:
+                logger.warning("%s", NOTHING_LEARNED)
+                warnings.append(NOTHING_LEARNED)
             write_results(
-                self.folder, self.learner.final_network, outcome, config=config,
+                self.folder, self.learner, outcome, config=config, workers=self.workers,
                 processes=self.process.count, metrics=self.metrics, evaluation=evaluation,
                 images=self.splits.val, preprocessing=self.preprocessing, unreadable=unreadable,
-                learned=self.learner.quantized.learned() if self.learner.quantized else None,
-                provenance=provenance, held_out=self.record.data.held_out,
+                provenance=provenance, held_out=self.record.data.held_out, warnings=warnings,
             )  # fmt: skip
         return TrainingResult(
             run=self.folder,
@@ -297,7 +300,7 @@ class _Trainer:
 
     def _batches(self) -> tuple[Iterator[Batch], Iterator[Batch]]:
         """Return the batches of the remaining training epochs and validations."""
-        epochs = range(self.position.epochs_done, self.config.epochs)
+        epochs = range(self.position.epochs_done, 0 if self.finish else self.config.epochs)
         settings = (self.preprocessing, self.augmentation, self.config.seed)
         train = [EpochImages(self.splits.train, *settings, epoch) for epoch in epochs]
         plan = replace(self.plan, start=self.position.steps_done)
@@ -323,12 +326,16 @@ class _Trainer:
                 rate = learning_rate(config, epoch + step / steps)
                 seed = [config.seed, epoch, step, process.rank, MIXING_STREAM]
                 pending.append(self.learner.step(batch, rate, np.random.default_rng(seed)))
-                if process.device.type == "cuda" and len(pending) < GPU_STEPS < steps - step:
+                few = len(pending) < GPU_STEPS < steps - step and self.stop.code is None
+                if few and process.device.type == "cuda":
                     continue
                 now = time.perf_counter()
                 self._add_steps(pending, now - last_read, waiting_seconds)
                 advance(sum(self.steps[step + 1 - len(pending) : step + 1]))
                 pending, waiting_seconds, last_read = [], 0.0, now
+                if line := self.estimate.line(self.position):
+                    self._log("%s", line)
+                self._check_stop()
                 if process.is_main and now - last_save >= 60 * config.save_minutes:
                     self._save_state()
                     last_save = now
@@ -360,25 +367,21 @@ class _Trainer:
             waiting_seconds=self.position.waiting_seconds + waiting_seconds,
         )
 
-    def _epoch_metrics(self, evaluation: Evaluation) -> EpochMetrics:
-        position = self.position
-        return EpochMetrics(
-            epoch=position.epochs_done + 1,
-            loss=position.loss / position.images,
-            val_loss=evaluation.loss,
-            accuracy=evaluation.accuracy,
-            lr=learning_rate(self.config, position.epochs_done + 1),
-            images_per_second=position.images / position.seconds,
-            seconds=position.seconds,
-            waiting=position.waiting_seconds / position.seconds,
-        )
-
     def _evaluate(self, batches: Iterator[Batch]) -> Evaluation:
         images = self.splits.val
-        once = islice(batches, math.ceil(len(images.files) / self.val_plan.batch_size))
+        count = math.ceil(len(images.files) / self.val_plan.batch_size)
+        once = (batch for batch in islice(batches, count) if self._check_stop())
         evaluation = evaluate(self.learner.evaluated_model, once, len(images.classes), self.process)
         self.unreadable.add("val", evaluation.unreadable)
         return evaluation
+
+    def _check_stop(self) -> bool:
+        """Return True, or save the state and raise if a signal has come."""
+        if self.stop.code is None:
+            return True
+        if self.position != self.saved:
+            self._save_state()
+        raise Interrupted("", self.stop.code)
 
     def _save_state(self) -> None:
         state = TrainingState(

@@ -153,7 +153,8 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
 @option(
     "--save-minutes",
     type=FloatRange(0),
-    help="Time between two saves of the state within an epoch, in minutes.",
+    help="Minutes between two saves of the state within an epoch: the most work that a crash can "
+    "lose.  [default: 10]",
 )
 @option("--tensorboard", is_flag=True, default=None, help="Also write metrics for TensorBoard.")
 @option(
@@ -162,10 +163,16 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
     help="Continue the training in this run folder, with its settings. Give DATA if the data has "
     "moved; --workers can be changed.",
 )
+@option(
+    "--finish",
+    is_flag=True,
+    help="With --resume: train no further, and write model and report of the best epoch so far.",
+)
 @FORCE
 def train(
-    run: Path | None, resume: Path | None, force: bool, recipe: str | None, **settings: Any
-) -> CommandResult:
+    run: Path | None, resume: Path | None, finish: bool, force: bool, recipe: str | None,
+    **settings: Any,
+) -> CommandResult:  # fmt: skip
     """Train a ResNet on DATA.
 
     DATA is `digits` (the default), a folder with train/ and val/, or one with class folders, of
@@ -188,9 +195,11 @@ def train(
         kept = [name for name in settings if name not in ("data", "workers")]
         reject_options(("run", "recipe", *kept), "--resume keeps the run's settings")
         result = trainer.resume(
-            resume, settings["data"], workers=settings["workers"], progress=progress_bar
-        )
+            resume, settings["data"], workers=settings["workers"], finish=finish,
+            progress=progress_bar,
+        )  # fmt: skip
     else:
+        reject_options(("finish",), "only --resume RUN can finish a run")
         stated, file = take_settings(settings), settings.pop("preprocessing")
         config, initial, splits = choose_run(recipe, settings, stated, file)
         run_training: Callable[..., TrainingResult] = trainer.train

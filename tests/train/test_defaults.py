@@ -121,17 +121,23 @@ def test_only_pictures_that_can_be_read_are_measured(tmp_path: Path) -> None:
     ],
 )
 def test_weights_are_found_in_the_usual_places(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None, place: str
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    variable: str | None, place: str,
+) -> None:  # fmt: skip
     for name in ("TORCH_HOME", "HF_HOME", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path if variable is None else tmp_path / "cache"
     if variable:
         monkeypatch.setenv(variable, str(folder))
-    found, looked = find_weights("resnet34")
+    with caplog.at_level(logging.DEBUG, "resdeploy"):
+        found, sentence = find_weights("resnet34")
     assert found is None
-    assert str(Path("hub", "checkpoints", "resnet34-*.pth")) in looked
-    assert "models--timm--resnet34.*" in looked
+    assert sentence == (
+        "training a new network: no weights of resnet34 were found here; --init FILE starts from "
+        "weights"
+    )
+    assert str(Path("hub", "checkpoints", "resnet34-*.pth")) in caplog.text
+    assert "models--timm--resnet34.*" in caplog.text
     (folder / place).parent.mkdir(parents=True, exist_ok=True)
     (folder / place).touch()
     found, sentence = find_weights("resnet34")

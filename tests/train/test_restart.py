@@ -90,7 +90,7 @@ def test_the_last_state_survives_a_full_disk(image_data: Path, narrow_checkpoint
     _, errors = process.communicate()
     assert process.returncode == 1
     assert "error: cannot write run/state.safetensors" in errors
-    assert "the state after 1 epochs and 0 steps is kept" in errors
+    assert "the state after 1 epoch and 0 steps is kept" in errors
     assert "free some space" in errors
     assert (Path("run") / run_folder.STATE_FILE).read_bytes() == before
     assert not list(Path("run").glob(".*"))

@@ -164,7 +164,7 @@ def test_a_full_disk_keeps_the_last_state_and_says_so(
         save(folder, state)
 
     monkeypatch.setattr(run_folder, "save_state", fill_disk)
-    with pytest.raises(OutputError, match="No space left on device; the state after 1 epochs and 0 "
+    with pytest.raises(OutputError, match="No space left on device; the state after 1 epoch and 0 "
                        "steps is kept") as caught:  # fmt: skip
         train(dataclasses.replace(config, epochs=2), Path("run"))
     assert str(caught.value.hint).endswith("then continue: resdeploy train --resume run")

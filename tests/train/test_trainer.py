@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,15 +23,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.cli.train import training_text
-from resdeploy.errors import DataError, OutputError, TrainingError
+from resdeploy.errors import DataError, Interrupted, OutputError, TrainingError
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.images.class_folders import LabelledImages
-from resdeploy.progress import Advance
+from resdeploy.progress import Advance, Progress
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.train import trainer
 from resdeploy.train.checkpoint.load import load_checkpoint
 from resdeploy.train.config import TrainingConfig, learning_rate
-from resdeploy.train.evaluation import Evaluation
+from resdeploy.train.evaluation import Evaluation, evaluate
 from resdeploy.train.initialization import (
     balanced_weights,
     initial_network,
@@ -38,7 +39,8 @@ from resdeploy.train.initialization import (
 )
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.run import folder as run_folder
-from resdeploy.train.run.folder import default_folder
+from resdeploy.train.run.failures import explained_failures
+from resdeploy.train.run.folder import RunPosition, default_folder
 from resdeploy.train.trainer import resume, train
 from tests.samples import CLASSES, SIZE, TINY
 from tests.train.learners import make_batch, make_learner
@@ -148,9 +150,7 @@ def test_divergence_names_the_step_and_the_last_saved_state(
         trainer, "learning_rate", lambda config, done: 1e30 if done >= 1.4 else rate(config, done)
     )
     # An epoch has 8 steps; the weights are infinite after the fifth step of the second epoch.
-    with pytest.raises(
-        TrainingError, match=r"in epoch 2, step [56]; .* after 1 epochs and 0 steps"
-    ):
+    with pytest.raises(TrainingError, match=r"in epoch 2, step [56]; .* after 1 epoch and 0 steps"):
         train(config, Path("run"))
     assert run_folder.load_state(Path("run")).position == run_folder.RunPosition(epochs_done=1)
 
@@ -263,8 +263,81 @@ def test_ctrl_c_prints_the_command_to_resume(
 
     with caplog.at_level(logging.INFO, "resdeploy"), pytest.raises(KeyboardInterrupt):
         train(config, Path("runs/one"), progress=interrupted)
-    assert "interrupted; to continue: resdeploy train --resume runs/one" in caplog.text
+    assert (
+        "interrupted; saved after 0 epochs and 0 steps (what came later is lost); "
+        "to continue: resdeploy train --resume runs/one" in caplog.text
+    )
+    with pytest.raises(TrainingError, match="no epoch of it has been evaluated"):
+        resume(Path("runs/one"), finish=True)
     assert resume(Path("runs/one")).epochs == config.epochs
+
+
+def signals(epoch: str, *numbers: int) -> Progress:
+    """Return a progress that sends signals to this process in the second step of an epoch."""
+
+    @contextmanager
+    def progress(what: str, total: int) -> Iterator[Advance]:
+        left = [(), (), numbers]
+
+        def advance(done: int) -> None:
+            for number in left.pop(0) if what == epoch and left else ():
+                os.kill(os.getpid(), number)
+
+        yield advance
+
+    return progress
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 1, "interrupted"), (signal.SIGTERM, 143, "termin")]
+)
+def test_a_signal_saves_the_step_and_a_run_can_continue_or_finish(
+    quick: TrainingConfig, number: int, code: int, word: str
+) -> None:
+    config = dataclasses.replace(quick, epochs=2, batch_size=20)
+    before = signal.getsignal(number)
+    train(config, Path("whole"))
+    with pytest.raises(Interrupted, match=f"{word}.*; saved after 1 epoch and 2 steps; ") as caught:
+        train(config, Path("run"), progress=signals("epoch 2", number))
+    assert caught.value.code == code
+    assert str(caught.value).endswith("with the best epoch so far: "
+                                      "resdeploy train --resume run --finish")  # fmt: skip
+    assert signal.getsignal(number) is before
+    shutil.copytree("run", "short")
+    result = resume(Path("short"), finish=True)
+    assert (result.epochs, result.best_epoch) == (1, 1)
+    assert result.stopped == "it was ended with --finish"
+    best = run_folder.load_state(Path("run")).best
+    for name, tensor in load_file("short/model.safetensors").items():
+        assert torch.equal(tensor, best[name])
+    resume(Path("run"))
+    for name, tensor in load_file("whole/model.safetensors").items():
+        assert torch.equal(tensor, load_file("run/model.safetensors")[name])
+
+
+def test_a_signal_during_the_validation_saves_the_whole_epoch(
+    quick: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: Any) -> Evaluation:
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(*arguments)
+
+    with monkeypatch.context() as interrupting:
+        interrupting.setattr(trainer, "evaluate", interrupt)
+        with pytest.raises(Interrupted, match="saved after 0 epochs and 2 steps"):
+            train(dataclasses.replace(quick, epochs=1), Path("run"))
+    assert resume(Path("run")).epochs == 1
+
+
+def test_a_second_signal_ends_the_training_at_once(quick: TrainingConfig) -> None:
+    with pytest.raises(Interrupted, match=r"saved after 0 epochs and 0 steps .what came later is"):
+        train(quick, Path("run"), progress=signals("epoch 1", signal.SIGTERM, signal.SIGINT))
+
+
+def test_one_of_several_processes_does_not_wait_for_the_others() -> None:
+    with explained_failures(Path("run"), RunPosition, print):
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_rejects_data_without_an_intact_training_image(
@@ -429,6 +502,7 @@ def test_the_baseline_and_doubts_are_logged(
     assert "always predicting 'blue' has an accuracy of 33.33 %" in caplog.text
     assert "training has only 2 steps" in caplog.text
     assert "no better than always predicting one class" in caplog.text
+    assert "no better than always predicting one class" in Path("run/report.html").read_text()
 
 
 def test_the_held_out_images_are_recorded_and_used_again(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from resdeploy.bundle.manifest import MANIFEST
@@ -17,6 +18,7 @@ from resdeploy.train.model.architecture import Architecture
 
 MODEL_FILE = "model.safetensors"
 MODEL_JSON = "model.json"
+METRICS = "metrics.jsonl"  # written after each epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,13 @@ class RunDocument:
     def __post_init__(self) -> None:
         if self.learned_ranges and min(self.learned_ranges.values()) <= 0:
             raise ValueError("learned_ranges has a value that is not above 0")
+
+
+def ways_to_go_on(folder: Path) -> str:
+    """Return the commands that continue an unfinished run, or end it with its best epoch."""
+    resume = f"resdeploy train --resume {quote(str(folder))}"
+    end = f"; to end with the best epoch so far: {resume} --finish"
+    return f"to continue: {resume}{end if (folder / METRICS).is_file() else ''}"
 
 
 def read_run(folder: Path) -> tuple[RunDocument, Architecture]:
@@ -52,7 +61,7 @@ def read_run(folder: Path) -> tuple[RunDocument, Architecture]:
         raise CheckpointError(
             f"{folder} is {'an unfinished run' if unfinished else 'not a run folder'}: "
             f"it has no {MODEL_JSON}",
-            f"finish the run with resdeploy train --resume {folder}"
+            ways_to_go_on(folder)
             if unfinished
             else "create a run with resdeploy train, or give the path of a file of weights",
         )

@@ -34,7 +34,12 @@ from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.images.skipped import reason_of
 from resdeploy.train.data.augment import Augmentation, augment
 from resdeploy.train.data.shards import ImageFile, find_shards, image_content, read_shards
-from resdeploy.train.data.workers import BATCHES_AHEAD, check_alive, unchanged_child_handler
+from resdeploy.train.data.workers import (
+    BATCHES_AHEAD,
+    check_alive,
+    outlive_first_signal,
+    unchanged_child_handler,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -234,6 +239,7 @@ def load_batches(epochs: Sequence[EpochImages], plan: BatchPlan) -> Iterator[Bat
         prefetch_factor=BATCHES_AHEAD if plan.workers else None,
         pin_memory=torch.cuda.is_available(),
         timeout=SECONDS_PER_CHECK if plan.workers else 0,
+        worker_init_fn=outlive_first_signal,
     )
     try:
         with unchanged_child_handler():

@@ -33,6 +33,15 @@ def default_workers() -> int:
     return min(MAX_WORKERS, max(1, cores - 1))
 
 
+def outlive_first_signal(_: int) -> None:
+    """Let a worker live while its training saves its state: a signal may reach a whole group.
+
+    The DataLoader ends its workers by a message, and by SIGTERM only if that fails.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+
+
 def affordable_workers(requested: int | None, image_size: ImageSize, images: Sequence[int]) -> int:
     """Return `requested` or the default, after checking that the shared memory is large enough.
 

@@ -28,6 +28,10 @@ def curve_figures(metrics: Sequence[EpochMetrics], outcome: RunOutcome) -> tuple
     val_losses: Curve = [(m.epoch, m.val_loss) for m in metrics if math.isfinite(m.val_loss)]
     # The validation loss can be huge until the batch-norm statistics settle, so it is cut off.
     usual = float(np.percentile([loss for _, loss in val_losses] or [0.0], 75))
+    highest = 1.15 * max(usual, *(loss for _, loss in losses))
+    cut = [f"{loss:.3g} in epoch {epoch:g}" for epoch, loss in val_losses if loss > highest]
+    more = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
+    marked = f" Values above the plot are drawn at its edge: {', '.join(cut[:3])}{more}."
     return (
         _figure(
             {VALIDATION: accuracies, BASELINE: [(-math.inf, baseline), (math.inf, baseline)]},
@@ -45,9 +49,9 @@ def curve_figures(metrics: Sequence[EpochMetrics], outcome: RunOutcome) -> tuple
             {TRAINING: losses, VALIDATION: val_losses},
             outcome.best_epoch,
             y_label="cross-entropy loss",
-            y_max=1.15 * max(usual, *(loss for _, loss in losses)),
+            y_max=highest,
             caption="Loss of each epoch. The training loss includes label smoothing and "
-            "augmentation, the validation loss does not.",
+            "augmentation, the validation loss does not." + (marked if cut else ""),
             legend=((TRAINING, "training"), (VALIDATION, "validation"), (BEST, best)),
         ),
     )

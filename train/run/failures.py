@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from resdeploy.errors import OutputError, TrainingError
+from resdeploy.errors import Interrupted, OutputError, TrainingError
+from resdeploy.train.checkpoint.run import ways_to_go_on
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.dataset import SECONDS_PER_BATCH
 from resdeploy.train.run.folder import STATE_FILE, RunPosition, load_state
+from resdeploy.train.run.interruption import StopRequest, awaited_stop
 
 _WORKERS = "to continue with fewer: {resume} --workers 1"
 # Texts in the errors of PyTorch 2.13, each with the reason and its remedy; the first match counts.
@@ -61,30 +63,35 @@ _REASONS = (
 
 @contextmanager
 def explained_failures(
-    folder: Path, saved: Callable[[], RunPosition], log: Callable[..., None]
-) -> Iterator[None]:
-    """Explain errors and interruptions of the run in `folder`, and name the command to continue.
+    folder: Path, saved: Callable[[], RunPosition], log: Callable[..., None], alone: bool = False
+) -> Iterator[StopRequest]:
+    """Yield the request to stop the run in `folder`; explain its errors and interruptions.
 
     Args:
         folder: Run folder.
         saved: Returns the position of the newest saved state.
         log: Receives the message after an interruption.
+        alone: See `awaited_stop`.
 
     Raises:
+        Interrupted: A signal ended the training.
         OutputError: A file cannot be written.
         TrainingError: PyTorch failed for a reason that a user can mend.
     """
     resume = f"resdeploy train --resume {shlex.quote(str(folder))}"
     try:
-        yield
-    except KeyboardInterrupt:
-        log("interrupted; to continue: %s", resume)
-        raise
+        with awaited_stop(alone=alone) as request:
+            yield request
+    except KeyboardInterrupt as stop:
+        code = getattr(stop, "code", 1)
+        lost = "" if isinstance(stop, Interrupted) else " (what came later is lost)"
+        message = f"{'interrupted' if code == 1 else 'terminated'}; saved after {saved()}{lost}; "
+        message += ways_to_go_on(folder)
+        log("%s", message)
+        raise Interrupted(message, code) from stop
     except OutputError as error:
-        position = saved()
         raise OutputError(
-            f"{error}; the state after {position.epochs_done} epochs and {position.steps_done} "
-            "steps is kept",
+            f"{error}; the state after {saved()} is kept",
             f"free some space or mend the permissions, then continue: {resume}",
         ) from error
     except (RuntimeError, OSError, MemoryError) as error:
@@ -113,6 +120,6 @@ def divergence(
     saved = load_state(folder).position
     return TrainingError(
         f"the loss is {loss} in epoch {epoch}, step {step}; {folder / STATE_FILE} holds the last "
-        f"state before it, after {saved.epochs_done} epochs and {saved.steps_done} steps",
+        f"state before it, after {saved}",
         f"start again with an --lr below {config.lr:g}",
     )

@@ -26,7 +26,8 @@ from resdeploy.images.class_folders import HeldOut
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import MAX_BYTES, decode, strict_json, write_document
 from resdeploy.readable_text import readable
-from resdeploy.train.checkpoint.run import MODEL_FILE, MODEL_JSON
+from resdeploy.tables import plural
+from resdeploy.train.checkpoint.run import METRICS, MODEL_FILE, MODEL_JSON, ways_to_go_on
 from resdeploy.train.checkpoint.safetensors_file import read_safetensors
 from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.qat.network import DOT, SCALES, QuantizedStart
@@ -34,7 +35,6 @@ from resdeploy.train.run.record import FORMAT, RunRecord, other_format, save_rec
 
 STATE_FILE = "state.safetensors"
 TEACHER_FILE = "teacher.safetensors"
-METRICS = "metrics.jsonl"
 REPORT = "report.html"
 UNREADABLE = "unreadable.txt"
 RESULTS = (
@@ -79,6 +79,9 @@ class RunPosition:
     seconds: float = 0.0
     waiting_seconds: float = 0.0
     """Time in which the network waited for images."""
+
+    def __str__(self) -> str:
+        return f"{plural(self.epochs_done, 'epoch')} and {plural(self.steps_done, 'step')}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,12 +211,15 @@ def save_metrics(folder: Path, metrics: Sequence[EpochMetrics]) -> None:
     write_file(folder / METRICS, lines.encode())
 
 
-def load_metrics(folder: Path, epochs: int) -> list[EpochMetrics]:
+def load_metrics(folder: Path, epochs: int, *, finish: bool = False) -> list[EpochMetrics]:
     """Load the metrics of the first epochs.
 
     Raises:
-        TrainingError: The file is damaged, or lacks an epoch.
+        TrainingError: The file is damaged or lacks an epoch, or there is none to `finish` with.
     """
+    if finish and not epochs:
+        message = f"{folder} cannot be finished: no epoch of it has been evaluated"
+        raise TrainingError(message, ways_to_go_on(folder))
     path = folder / METRICS
     try:
         data = read_limited(path, MAX_BYTES, TrainingError, "start a new run") if epochs else b""

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from resdeploy.tables import plural
-from resdeploy.train.config import MIN_PATIENCE, TrainingConfig
+from resdeploy.train.config import MIN_PATIENCE, TrainingConfig, learning_rate
 from resdeploy.train.data.dataset import DataSplits
 from resdeploy.train.doubts import majority_baseline
-from resdeploy.train.run.folder import EpochMetrics
+from resdeploy.train.evaluation import Evaluation
+from resdeploy.train.run.folder import EpochMetrics, RunPosition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,15 +48,16 @@ class RunOutcome:
     @classmethod
     def of(
         cls, metrics: Sequence[EpochMetrics], config: TrainingConfig, splits: DataSplits,
-        accuracy: float, unreadable: int,
+        accuracy: float, unreadable: int, finish: bool = False,
     ) -> RunOutcome:  # fmt: skip
-        """Return the outcome of a run."""
+        """Return the outcome of a run; `finish` ended it, unless there is another reason."""
+        asked = "it was ended with --finish" if finish and len(metrics) < config.epochs else None
         return cls(
             accuracy=accuracy,
             epochs=len(metrics),
             planned_epochs=config.epochs,
             best_epoch=best_epoch(metrics).epoch,
-            stopped=reason_to_stop(metrics, config),
+            stopped=reason_to_stop(metrics, config) or asked,
             baseline_accuracy=majority_baseline(splits)[1],
             train_images=len(splits.train.files),
             val_images=len(splits.val.files),
@@ -75,6 +77,29 @@ def best_epoch(metrics: Sequence[EpochMetrics]) -> EpochMetrics:
     return max(metrics, key=merit)
 
 
+def epoch_metrics(
+    position: RunPosition, evaluation: Evaluation, config: TrainingConfig
+) -> EpochMetrics:
+    """Return the metrics of the epoch at whose end `position` is."""
+    return EpochMetrics(
+        epoch=position.epochs_done + 1,
+        loss=position.loss / position.images,
+        val_loss=evaluation.loss,
+        accuracy=evaluation.accuracy,
+        lr=learning_rate(config, position.epochs_done + 1),
+        images_per_second=position.images / position.seconds,
+        seconds=position.seconds,
+        waiting=position.waiting_seconds / position.seconds,
+    )
+
+
+def patience_of(config: TrainingConfig) -> int:
+    """Return the epochs without improvement after which the run stops; 0: it does not stop."""
+    if config.patience is not None:
+        return config.patience
+    return max(MIN_PATIENCE, -(-config.epochs // 3))
+
+
 def reason_to_stop(metrics: Sequence[EpochMetrics], config: TrainingConfig) -> str | None:
     """Return why the run ends after the epochs in `metrics`; None if it goes on to its last."""
     if not metrics or metrics[-1].epoch >= config.epochs:
@@ -82,9 +107,7 @@ def reason_to_stop(metrics: Sequence[EpochMetrics], config: TrainingConfig) -> s
     target, last = config.target_accuracy, metrics[-1]
     if target is not None and last.accuracy >= target:
         return f"the target accuracy of {target:g} % is reached"
-    patience = config.patience
-    if patience is None:
-        patience = max(MIN_PATIENCE, -(-config.epochs // 3))
+    patience = patience_of(config)
     highest = max(metrics, key=lambda line: line.accuracy)
     finite = (line for line in metrics if math.isfinite(line.val_loss))
     lowest = min(finite, key=lambda line: line.val_loss, default=highest)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resdeploy.train.run.folder import EpochMetrics
+from resdeploy.images.preprocessing import pixel_count
+from resdeploy.tables import plural
+from resdeploy.train.config import TrainingConfig
+from resdeploy.train.run.folder import EpochMetrics, RunPosition
 
-ROW = "{:>9}{:>9}{:>9}{:>10}{:>10}{:>8}{:>10}"
-HEADER = ROW.format("epoch", "loss", "val loss", "top-1", "images/s", "waiting", "time left")
+RATE_STEPS, RATE_SECONDS = 10, 10.0  # from which on the rate is known
+VAL_COST = 1 / 3  # of an image, without the backward pass, which costs twice the forward one
+ROW = "{:>9}{:>9}{:>9}{:>10}{:>10}{:>9}{:>11}"
+HEADER = ROW.format("epoch", "loss", "val loss", "top-1", "images/s", "loading", "time left")
 
 
 def epoch_line(metrics: Sequence[EpochMetrics], epochs: int) -> str:
@@ -23,6 +28,30 @@ def epoch_line(metrics: Sequence[EpochMetrics], epochs: int) -> str:
         f"{last.waiting:.0%}",
         _duration(seconds_left),
     )
+
+
+class DurationEstimate:
+    """The estimate of the longest duration of a run, made once, in its first epoch."""
+
+    def __init__(self, config: TrainingConfig, train_images: int, val_images: int) -> None:
+        self._config, self._images = config, train_images + val_images * VAL_COST
+        self._begin: RunPosition | None = None
+        self._made = False
+
+    def line(self, now: RunPosition) -> str:
+        """Return a line when the rate is known, if the run is long, otherwise an empty text."""
+        begin = self._begin = self._begin or now  # after the first step, which may compile
+        seconds, images = now.seconds - begin.seconds, now.images - begin.images
+        early = now.steps_done - begin.steps_done < RATE_STEPS and seconds < RATE_SECONDS
+        if self._made or now.epochs_done or early or not images:
+            return ""
+        self._made, config = True, self._config
+        minutes = round(seconds / images * self._images * config.epochs / 60)
+        shorter = ["--arch resnet18"] if not config.init and config.arch != "resnet18" else []
+        shorter += ["--image-size 128"] if pixel_count(config.image_size) > 128**2 else []
+        longest = f"{plural(minutes, 'minute')} for at most {plural(config.epochs, 'epoch')}"
+        shorter.append("fewer --epochs")
+        return f"about {longest}; shorter: {', '.join(shorter)}" if minutes > 5 else ""
 
 
 def _duration(seconds: float) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.loading import load_image
-from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.images.preprocessing import Preprocessing, size_text
 from resdeploy.pages.blocks import (
     MAX_MATRIX_CLASSES,
     Block,
@@ -35,14 +36,22 @@ from resdeploy.train.data.shards import ImageFile, TarMember, image_content
 from resdeploy.train.evaluation import Evaluation
 from resdeploy.train.run.curves import curve_figures
 from resdeploy.train.run.folder import UNREADABLE, EpochMetrics
-from resdeploy.train.run.outcome import RunOutcome
+from resdeploy.train.run.outcome import RunOutcome, patience_of
+from resdeploy.train.step import Learner
 
 MAX_UNREADABLE = 50  # names on the page
+_WORDS = {
+    "arch": "network", "bf16": "bfloat16", "ema": "decay of the averaged weights",
+    "init": "initial weights", "lr": "highest learning rate at a batch of 256",
+    "min_area": "smallest area of a crop", "qat": "quantisation-aware training",
+}  # fmt: skip
+_ZERO_APPLIES = ("bf16", "compile", "flip", "momentum", "seed", "warmup_epochs", "workers")
+_NOT_OF_THE_RESULT = ("preprocessing", "save_minutes", "tensorboard")
 
 
 def training_page(
     folder: Path,
-    config: TrainingConfig,
+    settings: Mapping[str, str],
     outcome: RunOutcome,
     metrics: Sequence[EpochMetrics],
     evaluation: Evaluation,
@@ -50,11 +59,12 @@ def training_page(
     preprocessing: Preprocessing,
     unreadable: Sequence[str],
     environment: Environment,
+    warnings: Sequence[str] = (),
 ) -> Page:
     """Return the report of a run.
 
     The results in `evaluation` are those of the finished network on `images`; `unreadable` names
-    the files that could not be decoded.
+    the files that could not be decoded. Each of `warnings` ends with "; REMEDY".
     """
     name, kind = shown_path(folder), "held-out" if outcome.held_out else "validation"
     stopped = f"The training ended before epoch {outcome.planned_epochs}: {outcome.stopped}."
@@ -69,11 +79,12 @@ def training_page(
             f"{percentage(outcome.baseline_accuracy, 2)}.",
             *([stopped] if outcome.stopped else []),
         ),
+        warnings=tuple(((w.rpartition("; ")[0],), w.rpartition("; ")[2]) for w in warnings),
         sections=(
             Section(title="Curves", blocks=curve_figures(metrics, outcome)),
             Section(title="Errors", blocks=tuple(_errors(evaluation, images, preprocessing))),
             *_unreadable(unreadable),
-            Section(title="Settings", blocks=(_settings(config),)),
+            Section(title="Settings", blocks=(Facts(facts=tuple(settings.items())),)),
             origin_section([(name, environment)]),
             Section(
                 title="Next", blocks=(Commands(lines=(f"resdeploy export {name} --fp16 --int8",)),)
@@ -122,13 +133,15 @@ def _errors(
     if evaluation.worst:
         yield Pictures(
             caption="The worst mistakes. The images are shown as the network receives them, sorted "
-            "by the probability of the true class, lowest first. Some labels may be wrong.",
+            "by the probability of the true class, lowest first; percentages are the probabilities "
+            "of the true and of the predicted class. Some labels may be wrong.",
             pictures=tuple(
                 _picture(
                     images.files[mistake.position],
                     preprocessing,
                     labels[mistake.label],
-                    f", predicted {labels[mistake.predicted]} ({100 * mistake.probability:.0f} %)",
+                    f" ({percentage(100 * mistake.true_probability, 0)}), predicted "
+                    f"{labels[mistake.predicted]} ({percentage(100 * mistake.probability, 0)})",
                 )
                 for mistake in evaluation.worst
             ),
@@ -154,12 +167,25 @@ def _unreadable(names: Sequence[str]) -> Iterator[Section]:
         yield Section(title=title, blocks=tuple(blocks))
 
 
-def _settings(config: TrainingConfig) -> Facts:
-    values = {name: value for name, value in config.to_json().items() if value is not None}
-    return Facts(facts=tuple((name, _setting(value)) for name, value in values.items()))
+def used_settings(config: TrainingConfig, learner: Learner, workers: int) -> dict[str, str]:
+    """Return the settings that applied, by their names in words; `learner` resolves defaults."""
+    network = learner.network.architecture
+    values = {name: getattr(config, name) for name in TrainingConfig.__slots__} | {
+        "arch": network.name, "stem": network.stem, "shortcut": network.shortcut,
+        "bf16": learner.bf16, "compile": learner.compiled, "workers": workers,
+        "image_size": size_text(config.image_size), "patience": patience_of(config),
+        "min_area": config.crop == "area" and config.min_area,
+    }  # fmt: skip
+    return {
+        _WORDS.get(name, name.replace("_", " ")): _setting_text(value)
+        for name, value in values.items()
+        if (value or name in _ZERO_APPLIES) and name not in _NOT_OF_THE_RESULT
+    }
 
 
-def _setting(value: object) -> str:
+def _setting_text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Enum):
+        return str(value.value)
     return f"{value:g}" if isinstance(value, float) else without_folders(str(value))

@@ -18,7 +18,6 @@ from resdeploy.result_files.provenance import Environment
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.shards import ImageFile
 from resdeploy.train.evaluation import Evaluation
-from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.run.folder import (
     LATEST,
     REPORT,
@@ -28,7 +27,8 @@ from resdeploy.train.run.folder import (
     update_latest_link,
 )
 from resdeploy.train.run.outcome import RunOutcome
-from resdeploy.train.run.report import training_page
+from resdeploy.train.run.report import training_page, used_settings
+from resdeploy.train.step import Learner
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class TrainingResult(RunOutcome):
 
 def write_results(
     folder: Path,
-    network: ResNet,
+    learner: Learner,
     outcome: RunOutcome,
     *,
     config: TrainingConfig,
@@ -58,28 +58,29 @@ def write_results(
     preprocessing: Preprocessing,
     unreadable: Sequence[str],
     held_out: HeldOut | None,
-    learned: Mapping[str, float] | None,
     provenance: Mapping[str, Any],
+    warnings: Sequence[str],
+    workers: int,
 ) -> None:
     """Write the files of a finished run, and point the link `runs/latest` to it.
 
     Only the weights and `model.json` are needed to use the network. So they come first, and a
-    warning is logged if another file cannot be written. `evaluation` is that of `network` on the
-    validation images `images`; `learned` is None without QAT.
+    warning is logged if another file cannot be written. `evaluation` is that of the final
+    network on the validation images `images`. The report shows the `warnings`.
 
     Raises:
         OutputError: The weights cannot be written.
     """
     save_model(
         folder,
-        network,
+        learner.final_network,
         labels=images.classes,
         preprocessing=preprocessing,
         data=config.data,
         held_out=held_out,
         config=config.to_json() | {"processes": processes},
         metrics=asdict(outcome),
-        learned=learned,
+        learned=learner.quantized.learned() if learner.quantized else None,
         provenance=provenance,
     )
     with _warning_for(folder / UNREADABLE, folder):
@@ -88,8 +89,8 @@ def write_results(
             write_file(folder / UNREADABLE, lines.encode(errors="surrogateescape"))
     with _warning_for(folder / REPORT, folder):
         page = training_page(
-            folder, config, outcome, metrics, evaluation, images, preprocessing, unreadable,
-            parse(Environment, provenance),
+            folder, used_settings(config, learner, workers), outcome, metrics, evaluation, images,
+            preprocessing, unreadable, parse(Environment, provenance), warnings,
         )  # fmt: skip
         write_file(folder / REPORT, to_html(page))
     with _warning_for(LATEST, folder):

@@ -218,9 +218,13 @@ def _readable_errors(*, as_json: bool) -> Iterator[None]:
             hint = f"see {path} --help"
             _print_document(Failure(error.format_message(), hint, error.exit_code), ())
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        code = getattr(stop, "code", None)
         if as_json:
-            _print_document(Failure("interrupted", None, ExitCode.FAILED), ())
+            what = readable(str(stop)) or "interrupted"
+            _print_document(Failure(what, None, code or ExitCode.FAILED), ())
+        if code is not None:  # `Interrupted`: click would print another message
+            sys.exit(code)
         raise
 
 

@@ -9,22 +9,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.machine.device import Device
 from resdeploy.pages.blocks import Figure, Page
 from resdeploy.pages.template import to_html
 from resdeploy.result_files.provenance import Environment
+from resdeploy.train.checkpoint.load import load_checkpoint
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.dataset import DataSplits, read_splits
+from resdeploy.train.distributed import Process
 from resdeploy.train.evaluation import Evaluation, Mistake
 from resdeploy.train.run.outcome import RunOutcome
-from resdeploy.train.run.report import confused_pairs, training_page
+from resdeploy.train.run.report import confused_pairs, training_page, used_settings
+from resdeploy.train.step import Learner
 from tests.samples import SIZE
 from tests.train.run.test_folder import metrics
 
 CONFUSION = np.array([[8, 2, 0], [0, 5, 5], [0, 0, 0]])
-MISTAKE = Mistake(position=0, label=1, predicted=2, probability=0.9)
+MISTAKE = Mistake(position=0, label=1, predicted=2, probability=0.9, true_probability=0.004)
 METRICS = [
     metrics(1),
     metrics(2),
@@ -46,7 +50,7 @@ def page_of_a_run(
     splits = DataSplits(images, images, held_out=True)
     return training_page(
         Path("/home/someone/runs/one"),
-        dataclasses.replace(config, patience=3),
+        {"label smoothing": "0.1"},
         RunOutcome.of(lines, config, splits, 50.0, 1),
         lines,
         Evaluation(loss=1.0, confusion=confusion, worst=(MISTAKE,), unreadable={}),
@@ -54,6 +58,7 @@ def page_of_a_run(
         Preprocessing.standard(SIZE),
         ["/home/someone/data/damaged.png"],
         Environment(date="2026-11-24T10:00:00", command="x", device=Device(cpu="Processor <1>")),
+        ["the images are few; add more"],
     )
 
 
@@ -66,7 +71,9 @@ def test_the_report_shows_matrix_mistakes_and_settings(image_data: Path) -> None
     assert "<h1>65.00 % top-1 accuracy</h1>" in text
     assert text.count("data:image/png;base64,") == 1
     assert '<table class="matrix tall">' in text
-    assert "label_smoothing" in text
+    assert "label smoothing" in text
+    assert "<strong>the images are few</strong></p><p>add more</p>" in text
+    assert "(&lt; 1 %), predicted red (90 %)" in text
     assert "after 4 epochs, on 20 held-out images of 3 classes, on 2026-11-24 on " in text
     assert "on Processor &lt;1&gt;" in text
     assert "The network is that of epoch 3, the best one." in text
@@ -110,3 +117,19 @@ def test_the_curves_mark_baseline_and_best_epoch(image_data: Path, epochs: int, 
     assert ("mark1", "always the most frequent class: 33.33 %") in accuracy.legend
     ticks = [part.text or "" for part in ET.fromstring(loss.svg).iter("text")]
     assert not [tick for tick in ticks if tick.startswith("-")]  # a huge loss does not rescale
+    assert ("drawn at its edge: 1e+09 in epoch 1." in loss.caption) == (odd == 1e9 and epochs == 5)
+
+
+def test_the_settings_are_those_that_were_used(narrow_checkpoint: Path) -> None:
+    network = load_checkpoint(narrow_checkpoint).network()
+    config = TrainingConfig(init="/home/someone/n.pth", epochs=12, mixup=0.0, seed=0, crop="scale")
+    learner = Learner(
+        config, network, Preprocessing.standard(SIZE), Process(0, 1, torch.device("cpu"))
+    )
+    used = used_settings(config.pinned(), learner, 3)
+    assert "None" not in used.values()
+    assert used["patience"] == "4"
+    assert used["network"] == network.architecture.name
+    assert (used["stem"], used["bfloat16"]) == ("imagenet", "yes" if learner.bf16 else "no")
+    assert (used["workers"], used["seed"], used["initial weights"]) == ("3", "0", "n.pth")
+    assert not used.keys() & {"mixup", "smallest area of a crop", "freeze", "save minutes"}

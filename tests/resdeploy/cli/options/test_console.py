@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from resdeploy import progress
 from resdeploy.bundle.manifest import ExportWarning
 from resdeploy.cli.options.console import CommandResult, ExitCode, ReadableGroup, command
-from resdeploy.errors import DataError
+from resdeploy.errors import DataError, Interrupted
 from resdeploy.json_documents import jsonable
 from resdeploy.tables import table
 from tests.results import read_document
@@ -170,6 +170,17 @@ def test_with_json_wrong_usage_is_a_document_too(
     without = CliRunner().invoke(group, [a for a in arguments if a != "--json"], prog_name="x")
     assert '"schema"' not in without.output
     assert '"schema"' not in CliRunner().invoke(group, ["run", "--", "--json"]).output
+
+
+def test_an_interruption_that_was_explained_prints_nothing_more() -> None:
+    def stop() -> CommandResult:
+        raise Interrupted("terminated; saved", 143)
+
+    group = ReadableGroup(commands={"stop": command(stop)})
+    answer = CliRunner().invoke(group, ["stop"])
+    assert (answer.exit_code, answer.output) == (143, "")
+    document = read_document(CliRunner().invoke(group, ["stop", "--json"]).stdout)
+    assert (document["error"], document["exit"]) == ("terminated; saved", 143)
 
 
 def test_a_missing_package_names_its_extra() -> None:
