@@ -18,26 +18,19 @@ SIMILAR = 0.6  # the limit of difflib.get_close_matches
 
 
 def missing_path_hint(path: Path, fits: Callable[[Path], bool], otherwise: str, kind: str) -> str:
-    """Return "did you mean ...?" with the most similar path that exists and is of this kind.
+    """Return "did you mean ...?" with the most similar path that exists and `fits`.
 
-    Without a similar one, the hint names all of this kind, if there are any.
-
-    Args:
-        path: A path that does not exist; a part of it may be misspelt.
-        fits: Function that returns True for a path of the kind that is needed.
-        otherwise: The hint if nothing fits.
-        kind: Plural of what is needed, such as "bundles"; an empty text names no others.
+    Without a similar one, return `otherwise`, with the paths that fit unless `kind`, the plural of
+    what is needed, is empty. Any part of `path` may be misspelt.
     """
-    found = sorted(_alternatives(path, fits))
-    scores = {name: _similarity(path, name) for name in found}
-    best = max(found, key=lambda name: scores[name], default=None)
-    if best is not None and scores[best][0] >= SIMILAR:
+    found = {other: _similarity(path, other) for other in sorted(_alternatives(path, fits))}
+    best = max(found, key=lambda other: found[other], default=path)
+    if best != path and found[best][0] >= SIMILAR:
         return f"did you mean {readable(str(best))}?"
-    if found and kind:
-        names = ", ".join(readable(str(name)) for name in found[:MAX_NAMED])
-        more = ", ..." if len(found) > MAX_NAMED else ""
-        return f"{otherwise}; the {kind} there: {names}{more}"
-    return otherwise
+    names = [readable(str(other)) for other in found]
+    more = ", ..." if len(names) > MAX_NAMED else ""
+    existing = f"; the {kind} there: {', '.join(names[:MAX_NAMED])}{more}"
+    return otherwise + (existing if names and kind else "")
 
 
 def _alternatives(path: Path, fits: Callable[[Path], bool]) -> Iterator[Path]:
@@ -45,21 +38,18 @@ def _alternatives(path: Path, fits: Callable[[Path], bool]) -> Iterator[Path]:
     missing = path
     while not os.path.lexists(missing.parent) and missing != missing.parent:
         missing = missing.parent
-    rest = path.relative_to(missing)
     with suppress(OSError, ValueError), os.scandir(missing.parent) as entries:
         for entry in islice(entries, MAX_ENTRIES):
-            other = missing.parent / entry.name / rest
+            other = missing.parent / entry.name / path.relative_to(missing)
             if not entry.name.startswith(".") and other != path and fits(other):
                 yield other
 
 
 def _similarity(path: Path, other: Path) -> tuple[float, float]:
-    """Return the similarity of the names without their suffixes, which many share, and of all."""
-
-    def ratio(first: str, second: str) -> float:
-        pair = (text.casefold()[:MAX_LENGTH] for text in (first, second))
-        return SequenceMatcher(None, *pair).ratio()
-
-    pairs = [(a, b) for a, b in zip(path.parts, other.parts) if a != b]
-    stems = min(ratio(Path(a).stem, Path(b).stem) for a, b in pairs)
-    return stems, min(ratio(a, b) for a, b in pairs)
+    """Return the similarity of two names without the suffixes, which many share, and with them."""
+    names = next((a, b) for a, b in zip(path.parts, other.parts) if a != b)
+    pairs = ([Path(name).stem.casefold() for name in names], [name.casefold() for name in names])
+    stems, whole = (
+        SequenceMatcher(None, *(n[:MAX_LENGTH] for n in pair)).ratio() for pair in pairs
+    )
+    return stems, whole

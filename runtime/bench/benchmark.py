@@ -168,14 +168,14 @@ def _make_result(
                 for runner in timed
                 if not runner.stable
             ),
-            *_wide_intervals(timings, config.within),
+            *wide_intervals(timings, config.within),
         ),
         warnings=bundle.manifest.warnings,
         results=timings,
     )
 
 
-def _wide_intervals(timings: Sequence[Timing], within: float) -> list[str]:
+def wide_intervals(timings: Sequence[Timing], within: float) -> list[str]:
     """Return a sentence about the intervals that are not narrow enough."""
     widths = [
         (relative_width(t.speedup, t.speedup_low, t.speedup_high), f"{t.contender} {t.precision}")

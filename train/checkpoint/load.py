@@ -151,10 +151,7 @@ def load_checkpoint(path: Path, weights: Weights = Weights.AUTO) -> Checkpoint:
 
 
 def _may_be_weights(path: Path) -> bool:
-    files = (path / name for name in (MODEL_JSON, *WEIGHT_FILES))
-    return path.suffix in (".bin", ".ckpt", ".pt", ".pth", ".safetensors") or any(
-        file.is_file() for file in files
-    )
+    return path.is_dir() or path.suffix in (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 
 
 def _load_run(folder: Path, weights: Weights) -> Checkpoint:

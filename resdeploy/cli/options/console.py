@@ -274,23 +274,17 @@ def _swapped_hint(arguments: Mapping[str, Any]) -> str | None:
     """Return the right command if the first argument is no bundle, but a later one is."""
     from resdeploy.bundle.bundle import is_bundle
 
-    first, *others = (
-        parameter
-        for parameter in click.get_current_context().command.params
-        if isinstance(parameter, click.Argument)
-    )
-    words = [str(arguments[first.name or ""])]
-    for other in others:
-        value = arguments[other.name or ""]
-        words += map(str, value if isinstance(value, tuple) else (value,))
+    context = click.get_current_context()
+    parameters = [p.name or "" for p in context.command.params if isinstance(p, click.Argument)]
+    values = [arguments[name] for name in parameters]
+    words = [str(w) for value in values for w in (value if isinstance(value, tuple) else (value,))]
     bundle = next((word for word in words[1:] if is_bundle(Path(word))), None)
-    if first.name != "bundle" or bundle is None or is_bundle(Path(words[0])):
+    if parameters[:1] != ["bundle"] or bundle is None or is_bundle(Path(words[0])):
         return None
     words.remove(bundle)
-    shown = [bundle, *words[:SWAPPED_WORDS]]
     more = " ..." if len(words) > SWAPPED_WORDS else ""
-    name = click.get_current_context().command_path
-    return readable(f"the bundle comes first: {name} {shlex.join(shown)}{more}")
+    shown = shlex.join([bundle, *words[:SWAPPED_WORDS]])
+    return readable(f"the bundle comes first: {context.command_path} {shown}{more}")
 
 
 def _log_start(context: click.Context) -> None:
