@@ -48,8 +48,6 @@ def _alternatives(path: Path, fits: Callable[[Path], bool]) -> Iterator[Path]:
 def _similarity(path: Path, other: Path) -> tuple[float, float]:
     """Return the similarity of two names without the suffixes, which many share, and with them."""
     names = next((a, b) for a, b in zip(path.parts, other.parts) if a != b)
-    pairs = ([Path(name).stem.casefold() for name in names], [name.casefold() for name in names])
-    stems, whole = (
-        SequenceMatcher(None, *(n[:MAX_LENGTH] for n in pair)).ratio() for pair in pairs
-    )
+    pairs = [[Path(name).stem.casefold() for name in names], [name.casefold() for name in names]]
+    stems, whole = (SequenceMatcher(None, a[:MAX_LENGTH], b[:MAX_LENGTH]).ratio() for a, b in pairs)
     return stems, whole

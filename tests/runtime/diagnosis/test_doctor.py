@@ -12,7 +12,7 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.cli.doctor import diagnosis_text
 from resdeploy.errors import install_hint
 from resdeploy.machine.device import read_device
-from resdeploy.runtime.backends import registry
+from resdeploy.runtime.backends import openvino, registry
 from resdeploy.runtime.diagnosis import doctor
 from resdeploy.runtime.diagnosis.advice import Situation, advise
 from resdeploy.runtime.diagnosis.doctor import diagnose
