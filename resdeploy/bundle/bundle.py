@@ -6,6 +6,7 @@ and all its fields are checked. Shape letters: N images, H rows, W columns, K cl
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from resdeploy.filesystem import check_file, fill, in_memory, open_regular, read
 from resdeploy.images.class_folders import HeldOut
 from resdeploy.images.preprocessing import height_and_width
 from resdeploy.json_documents import decode, parse, strict_json
+from resdeploy.missing_paths import missing_path_hint
 from resdeploy.readable_text import readable
 
 LABELS = "labels.txt"
@@ -197,6 +199,11 @@ class Bundle:
         raise BundleError(f"{self.path} lists no file {name}", "export the bundle again")
 
 
+def is_bundle(path: Path) -> bool:
+    """Return True if `path` is a folder with a manifest; an unreadable folder is none."""
+    return os.path.isfile(path / MANIFEST)
+
+
 def open_bundle(path: Path, *, manifest_sha256: str | None = None) -> Bundle:
     """Read and check the manifest of a bundle.
 
@@ -249,7 +256,10 @@ def _writer(manifest: bytes) -> tuple[str, str]:
 def _no_bundle(path: Path) -> BundleError:
     """Return the reason why `path` is not a bundle, with the command that gives one."""
     if not path.exists():
-        return BundleError(f"{path} does not exist", "create a bundle with resdeploy export")
+        hint = missing_path_hint(
+            path, is_bundle, "create a bundle with resdeploy export", "bundles"
+        )
+        return BundleError(f"{path} does not exist", hint)
     if path.is_file() and (path.parent / MANIFEST).is_file():
         return BundleError(
             f"{path} is a file of a bundle, not its folder", f"give the folder: {path.parent}"

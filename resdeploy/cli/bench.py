@@ -115,6 +115,16 @@ def bench(
     return CommandResult(result, benchmark_text(result))
 
 
+SPEEDUP_RULE = (
+    "a speed-up is not the ratio of two of these times: those are over all calls, and it is the "
+    "mean over runs of ratios within rounds, which is right if the machine slows down for a while"
+)
+ABOVE_LIMIT = (
+    "a share above 100 %: the limit counts all data as moved from memory and takes its rates from "
+    "large products and copies; data that stay in the caches, and other kernels, can be faster"
+)
+
+
 @result_text
 def benchmark_text(result: Benchmark) -> str:
     """Return a table with a row per contender, then lines about the settings and the machine."""
@@ -156,6 +166,8 @@ def benchmark_text(result: Benchmark) -> str:
             "p50 and p99: median and 99th percentile of the time of a call; speed-up: against "
             "PyTorch eager; cold start: from the start of a process to its first result"
             + ("; limit: the roofline of this machine" if "share of limit" in columns else ""),
+            *([SPEEDUP_RULE] if len(timings) > 1 and timings[0].speedup else []),
+            *([ABOVE_LIMIT] if any((t.limit_share or 0) > 1 for t in timings) else []),
             f"{environment.model} at {size_text(environment.image_size)} pixels, "
             f"mode {environment.mode}, batch {timings[0].batch}, "
             f"{plural(timings[0].threads, 'thread')}, {environment.device.name}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resdeploy.bundle.manifest import graph_name
+from resdeploy.cli.bench import SPEEDUP_RULE
 from resdeploy.cli.options.common import FORCE
 from resdeploy.cli.options.console import CommandResult, command, exit_code, result_text
 from resdeploy.cli.predict import predictions_text
@@ -70,6 +71,7 @@ def demo_text(result: DemoResult) -> str:
             f"{size_text(environment.image_size)} pixels; "
             f"latency at batch 1, {plural(baseline.threads, 'thread')}, {environment.device.name}; "
             "int8.onnx is for TensorRT and is not timed on a CPU",
+            SPEEDUP_RULE,
             "",
             predictions_text(result.prediction),
             "",

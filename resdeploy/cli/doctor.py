@@ -13,6 +13,8 @@ from resdeploy.cli.verify import verification_text
 if TYPE_CHECKING:
     from resdeploy.runtime.diagnosis.doctor import Diagnosis
 
+IN_A_LINE = 4  # versions, with about 20 characters each
+
 
 @command
 @argument("bundle", type=PATH, required=False)
@@ -56,7 +58,11 @@ def diagnosis_text(result: Diagnosis) -> str:
     if result.speeds:
         facts.append(("speeds", str(result.speeds)))
     facts += [("advice", line) for line in result.advice]
-    facts.append(("python", ", ".join(f"{k} {v}" for k, v in result.versions.items())))
+    versions = [f"{name} {version}" for name, version in result.versions.items()]
+    facts += [
+        ("python", ", ".join(versions[i : i + IN_A_LINE]))
+        for i in range(0, len(versions), IN_A_LINE)
+    ]
     lines = [f"{name:<10}{text}" for name, text in facts if text]
     if result.self_test:
         lines += ["", verification_text(result.self_test)]

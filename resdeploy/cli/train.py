@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from click import Choice, FloatRange, argument, option
+from click import Choice, argument, option
 
 from resdeploy.cli.options.common import FORCE, FiniteRange, Integers
 from resdeploy.cli.options.console import PATH, CommandResult, command, reject_options, result_text
@@ -21,7 +21,7 @@ from resdeploy.train.recipes import RECIPES
 if TYPE_CHECKING:
     from resdeploy.train.run.results import TrainingResult
 
-BELOW_1 = FloatRange(0, 1, max_open=True)
+BELOW_1 = FiniteRange(0, 1, below=True)
 
 
 @command
@@ -49,7 +49,7 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
 @option("--batch-size", type=Integers(2), help="Number of images per optimiser step.")
 @option(
     "--lr",
-    type=FloatRange(0, min_open=True),
+    type=FiniteRange(0, above=True),
     help="Highest learning rate at a batch size of 256; it is scaled to the actual batch size.",
 )
 @option(
@@ -60,14 +60,14 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
 )
 @option(
     "--warmup-epochs",
-    type=FloatRange(0),
+    type=FiniteRange(0),
     help="Length of the linear warm-up of the learning rate, in epochs.",
 )
 @option("--momentum", type=BELOW_1, help="Momentum of SGD.")
-@option("--weight-decay", type=FloatRange(0), help="Weight decay of SGD.")
+@option("--weight-decay", type=FiniteRange(0), help="Weight decay of SGD.")
 @option("--label-smoothing", type=BELOW_1, help="Label smoothing of the cross entropy.")
-@option("--mixup", type=FloatRange(0), help="Alpha of mixup's Beta distribution; 0: no mixup.")
-@option("--cutmix", type=FloatRange(0), help="Alpha of CutMix's Beta distribution; 0: no CutMix.")
+@option("--mixup", type=FiniteRange(0), help="Alpha of mixup's Beta distribution; 0: no mixup.")
+@option("--cutmix", type=FiniteRange(0), help="Alpha of CutMix's Beta distribution; 0: no CutMix.")
 @option("--randaugment", type=Integers(0, 30), help="Magnitude of RandAugment; 0: off.")
 @option(
     "--accumulate",
@@ -82,7 +82,7 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
 )
 @option(
     "--min-area",
-    type=FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, above=True),
     help="Smallest share of the image that --crop area keeps.",
 )
 @option("--freeze", is_flag=True, default=None, help="With --init: train only the classifier.")
@@ -97,7 +97,7 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
 )
 @option(
     "--distillation",
-    type=FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="With --qat: share of the training target that is the prediction of --init; the rest is "
     "the label.",
 )
@@ -152,7 +152,7 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
 )
 @option(
     "--save-minutes",
-    type=FloatRange(0),
+    type=FiniteRange(0),
     help="Minutes between two saves of the state within an epoch: the most work that a crash can "
     "lose.  [default: 10]",
 )

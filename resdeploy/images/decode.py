@@ -207,6 +207,10 @@ def _explain(error: Exception, data: bytes) -> tuple[str, str]:
     readable = f"use a complete {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
     reason = str(error).split("<")[0].strip().rstrip(".") or type(error).__name__
     found = format_of(data[:HEAD_BYTES])
+    if reason[1:2].islower():  # Pillow begins some of its messages with capitals
+        reason = reason[0].lower() + reason[1:]
+    if reason == "truncated File Read":  # of its reader of chunks
+        reason = "it ends too early"
     if not data:
         reason = "it is empty"
     elif found and found not in FORMATS:

@@ -116,6 +116,7 @@ def _answer(connection: socket.socket, max_pixels: int, max_bytes: int) -> None:
             content = load_image(data, preprocessing, limits).tobytes()
         except ImageError as error:
             text = str(error) if str(error).startswith("the image") else f"the image {error}"
+            text += f"; {error.hint}" if error.hint else ""
             kind, content = REFUSED, text.encode(errors="replace")[:MAX_TEXT_BYTES]
         except _LargePicture:
             kind = LARGE

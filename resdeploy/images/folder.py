@@ -22,6 +22,7 @@ from resdeploy.images.formats import (
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.images.skipped import SINGLE_COLOUR, SkippedImages, has_single_colour, reason_of
+from resdeploy.missing_paths import missing_path_hint
 from resdeploy.tables import plural
 
 MAX_DEPTH = 64  # levels of folders; each costs time in proportion to its depth, and stack
@@ -53,7 +54,7 @@ def find_images(folder: Path) -> ImageListing:
         DataError: The folder does not exist or holds no image.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder", "name a folder of images")
+        raise no_folder(folder, "name a folder of images")
     pictures = PictureFilter()
     paths = []
     for found in walk_pictures(folder, pictures):
@@ -65,6 +66,14 @@ def find_images(folder: Path) -> ImageListing:
         raise no_images(folder, pictures)
     warn_passed_over(folder, pictures.passed_over)
     return ImageListing(files=tuple(paths), passed_over=pictures.passed_over)
+
+
+def no_folder(folder: Path, hint: str) -> DataError:
+    """Return the error of a path that is not a folder, with its likely neighbour or `hint`."""
+    if os.path.lexists(folder):
+        return DataError(f"{folder} is not a folder", hint)
+    hint = missing_path_hint(folder, Path.is_dir, hint, "")
+    return DataError(f"there is no folder {folder}", hint)
 
 
 def no_images(folder: Path, pictures: PictureFilter) -> DataError:

@@ -168,26 +168,26 @@ def _make_result(
                 for runner in timed
                 if not runner.stable
             ),
-            *_wide_intervals(timings, config.within),
+            *wide_intervals(timings, config.within),
         ),
         warnings=bundle.manifest.warnings,
         results=timings,
     )
 
 
-def _wide_intervals(timings: Sequence[Timing], within: float) -> list[str]:
-    """Return a sentence about the widest interval if it is not narrow enough."""
+def wide_intervals(timings: Sequence[Timing], within: float) -> list[str]:
+    """Return a sentence about the intervals that are not narrow enough."""
     widths = [
         (relative_width(t.speedup, t.speedup_low, t.speedup_high), f"{t.contender} {t.precision}")
         for t in timings
         if t.speedup and t.speedup_low and t.speedup_high
     ]
-    width, name = max(widths, default=(0.0, ""))
-    if width <= within:
+    wide = [f"{name} ({100 * width:.0f} %)" for width, name in widths if width > within]
+    if not wide:
         return []
     return [
-        f"the interval of {name} is {100 * width:.0f} % of its speed-up, more than the "
-        f"{100 * within:g} % of --within: measure longer with --time-limit and --seconds"
+        f"the intervals of these speed-ups are wider than the {100 * within:g} % of --within: "
+        f"{', '.join(wide)}; measure longer with --time-limit and --seconds"
     ]
 
 

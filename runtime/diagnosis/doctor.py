@@ -57,6 +57,10 @@ class Diagnosis:
         return passed and any(backend.available for backend in self.backends)
 
 
+# The reason to install a backend that is not needed; docs/performance.md has the figures.
+GAINS = {"openvino": "it runs INT8 faster on many CPUs: "}
+
+
 def diagnose(
     bundle: Path | None = None, *, host: Host | None = None, progress: Progress = silent
 ) -> Diagnosis:
@@ -87,11 +91,12 @@ def diagnose(
         sees_tensorrt=find_spec("tensorrt") is not None,
         installed=installed_packages(),
     )
+    advice = advise(situation)
     return Diagnosis(
         platform=device,
         gpu=device.gpus,
         backends=backends,
-        advice=(*_obstacles(device, backends), *advise(situation)),
+        advice=(*_obstacles(device, backends, advice), *advice),
         versions=installed_versions(),
         speeds=measure_speeds(opened, key, progress) if opened and key else None,
         self_test=verify(opened, progress=progress) if opened else None,
@@ -107,14 +112,17 @@ def installed_packages() -> dict[str, str]:
     }
 
 
-def _obstacles(device: Device, backends: tuple[BackendStatus, ...]) -> list[str]:
-    """Return the obstacle and remedy of each missing backend that fits this hardware.
+def _obstacles(device: Device, backends: tuple[BackendStatus, ...], advice: list[str]) -> list[str]:
+    """Return the obstacle and remedy of each missing backend that fits and that no advice names.
 
     GPU backends are skipped on a Jetson, because it cannot use the wheels on PyPI, and `advise`
     includes TensorRT there.
     """
     return [
-        f"{backend.name}: {backend.obstacle}; {backend.remedy}"
+        f"{backend.name}: {backend.obstacle}; {GAINS.get(backend.name, '')}{backend.remedy}"
         for backend in backends
-        if not backend.available and ("cpu" in backend.name or (device.gpus and not device.jetson))
+        for fits in [device.gpus or backend.name in GAINS]
+        if not backend.available
+        and not any(str(backend.remedy) in line for line in advice)
+        and ("cpu" in backend.name or (fits and not device.jetson))
     ]

@@ -1,4 +1,4 @@
-"""Logs for machines: one JSON object per line on stderr, written without blocking requests.
+"""Logs on stderr, written without blocking requests: JSON for machines, text on a terminal.
 
 Nobody can hold up the server with its log: lines wait for a thread of their own, in a queue of
 limited size, and are dropped, counted and reported if the reader of stderr is slower.
@@ -15,15 +15,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
+from textwrap import shorten
 from typing import Any
 
 from resdeploy.json_documents import one_line
+from resdeploy.readable_text import readable
 
 MAX_QUEUED_LINES = 10_000
 # Equal messages (of one logger, with one outcome) per second; one line counts those above it. A
 # flood of refused requests therefore writes 12 kB per second instead of filling the disk.
 MAX_EQUAL_LINES = 50
 MAX_TEXT = 2000  # characters of a message or a field
+MAX_LINE = 160  # characters on a terminal: two of its lines, enough for a request
 MAX_TRACEBACK = 8000  # the last characters of a traceback, which name the error
 FLUSH_SECONDS = 1.0  # for the last lines at the end, if the reader of stderr does not read
 
@@ -47,6 +50,25 @@ class JsonFormatter(logging.Formatter):
         if record.exc_text:
             line["exception"] = record.exc_text[-MAX_TRACEBACK:]
         return one_line(line)
+
+
+class TerminalFormatter(logging.Formatter):
+    """A formatter for people: one short line with the message and its fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as a line without control characters, a traceback, or a `plain` one."""
+        if getattr(record, "plain", False):
+            return record.getMessage()
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        text = level + record.getMessage()
+        fields = {**getattr(record, "fields", {})}
+        if record.levelno == logging.WARNING:
+            fields.pop("hint", None)  # `resdeploy predict` and `verify` show it
+        text += ": " * bool(fields) + ", ".join(f"{name} {fields[name]}" for name in fields)
+        if record.levelno < logging.ERROR:
+            text = shorten(text, MAX_LINE, placeholder=" ...")
+        lines = (readable(text), readable(record.exc_text or "", keep="\n"))
+        return "\n".join(filter(None, lines))
 
 
 class LogQueue(logging.Handler):
@@ -130,8 +152,10 @@ class LogQueue(logging.Handler):
 
 @contextmanager
 def json_logs() -> Iterator[None]:
-    """Send all logs of this process to stderr as JSON inside the context."""
+    """Send all logs of this process to stderr inside the context: as JSON, except on a terminal."""
     handler = LogQueue(sys.stderr.fileno())
+    if sys.stderr.isatty():
+        handler.setFormatter(TerminalFormatter())
     root = logging.getLogger()
     own = [root, *map(logging.getLogger, ("resdeploy", "uvicorn"))]
     before = [logger.handlers[:] for logger in own]

@@ -29,7 +29,7 @@ from resdeploy.progress import Advance, Progress
 from resdeploy.runtime.backends.registry import candidates
 from resdeploy.runtime.serving.config import PEM_HINT, ServeConfig
 from resdeploy.runtime.serving.decoder_pool import Decoder
-from resdeploy.runtime.serving.http.first_request import first_requests
+from resdeploy.runtime.serving.http.first_request import first_requests, page_url
 from resdeploy.runtime.serving.http.listener import HttpServer, listen_by_address
 from resdeploy.runtime.serving.http.middleware import RequestMiddleware
 from resdeploy.runtime.serving.http.routes import make_app
@@ -269,6 +269,8 @@ class _Process:
         if sys.stderr.isatty():
             text = first_requests(self._config, self._port, needs_token=self._token is not None)
             logger.info("%s", text, extra={"plain": True})
+        else:
+            _log("ready", url=page_url(self._config, self._port))
 
     async def _load_changed(self) -> None:
         await self._started.wait()

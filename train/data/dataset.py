@@ -28,7 +28,7 @@ from resdeploy.images.class_folders import (
     refuse_parts,
     split_folder,
 )
-from resdeploy.images.folder import is_hidden
+from resdeploy.images.folder import is_hidden, no_folder
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.images.skipped import reason_of
@@ -71,11 +71,11 @@ def read_splits(data: Path, seed: int = 0) -> DataSplits:
         DataError: A folder is missing, empty or unlabelled, or `val` has an unknown class.
     """
     train_folder, val_folder = (split_folder(data, split) for split in ("train", "val"))
-    if not data.is_dir() or (train_folder == data and val_folder != data):
-        raise DataError(
-            f"{data} has no folder 'train'" if data.is_dir() else f"there is no folder {data}",
-            "store the images as train/CLASS/*.jpg and val/CLASS/*.jpg, or all as CLASS/*.jpg",
-        )
+    hint = "store the images as train/CLASS/*.jpg and val/CLASS/*.jpg, or all as CLASS/*.jpg"
+    if not data.is_dir():
+        raise no_folder(data, hint)
+    if train_folder == data and val_folder != data:
+        raise DataError(f"{data} has no folder 'train'", hint)
     train = _read_images(train_folder)
     if train_folder == data:
         refuse_parts(train.classes, data)

@@ -7,8 +7,9 @@ import functools
 import logging
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -27,7 +28,13 @@ from resdeploy.cli.options.variables import (
     variable_is_set,
     variables_in_use,
 )
-from resdeploy.errors import ResdeployError, missing_dependency, one_line_reason, remedy_for
+from resdeploy.errors import (
+    BundleError,
+    ResdeployError,
+    missing_dependency,
+    one_line_reason,
+    remedy_for,
+)
 from resdeploy.json_documents import jsonable, to_text
 from resdeploy.progress import progress_bar, silent
 from resdeploy.readable_text import readable, readable_texts
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
     from resdeploy.statistics import Verdict
 
 logger = logging.getLogger(__name__)
+SWAPPED_WORDS = 3  # in a hint, of which a shell may have written hundreds
 LOGGED_WARNINGS = 100  # in a document; a server may log any number
 PATH = click.Path(path_type=Path, readable=False)
 """A path that may be missing or unreadable: functions that open it raise errors with hints."""
@@ -141,6 +149,8 @@ def command(
             raise
         except Exception as error:
             failure = _failure(error)
+            if isinstance(error, BundleError) and (hint := _swapped_hint(arguments)):
+                failure = dataclasses.replace(failure, hint=hint)
             if as_json:
                 _print_document(failure, logged)
             if debug:
@@ -213,6 +223,10 @@ def _readable_errors(*, as_json: bool) -> Iterator[None]:
     except click.ClickException as error:
         name_variable(error)
         vars(error)["message"] = readable(error.message)
+        if near := getattr(error, "possibilities", None):
+            # difflib gave them to click in the order of similarity, and click would sort them.
+            names = " or ".join(map(repr, near))
+            vars(error).update(message=f"{error.message} Did you mean {names}?", possibilities=None)
         if as_json:
             path = getattr(getattr(error, "ctx", None), "command_path", "resdeploy")
             hint = f"see {path} --help"
@@ -258,6 +272,23 @@ def _failure(error: Exception) -> Failure:
         what = f"{file} cannot be used" if file else type(error).__name__
         message = readable(f"{what}: {one_line_reason(error)}")
     return Failure(message, readable(hint) if hint else None, ExitCode.FAILED)
+
+
+def _swapped_hint(arguments: Mapping[str, Any]) -> str | None:
+    """Return the right command if the first argument is no bundle, but a later one is."""
+    from resdeploy.bundle.bundle import is_bundle
+
+    context = click.get_current_context()
+    parameters = [p.name or "" for p in context.command.params if isinstance(p, click.Argument)]
+    values = [arguments[name] for name in parameters]
+    words = [str(w) for value in values for w in (value if isinstance(value, tuple) else (value,))]
+    bundle = next((word for word in words[1:] if is_bundle(Path(word))), None)
+    if parameters[:1] != ["bundle"] or bundle is None or is_bundle(Path(words[0])):
+        return None
+    words.remove(bundle)
+    more = " ..." if len(words) > SWAPPED_WORDS else ""
+    shown = shlex.join([bundle, *words[:SWAPPED_WORDS]])
+    return readable(f"the bundle comes first: {context.command_path} {shown}{more}")
 
 
 def _log_start(context: click.Context) -> None:

@@ -9,14 +9,19 @@ from contextlib import suppress
 from resdeploy.runtime.serving.config import TOKEN_VARIABLE, ServeConfig
 
 
-def first_requests(config: ServeConfig, port: int, *, needs_token: bool) -> str:
-    """Return the address of the page, and commands of curl for the server on `port`."""
+def page_url(config: ServeConfig, port: int) -> str:
+    """Return the address of the page of the server on `port`."""
     host = config.host
     with suppress(ValueError):  # a name
         if ipaddress.ip_address(host).is_unspecified:
             host = "localhost"
     host = f"[{host}]" if ":" in host else host
-    url = f"{'http' if config.tls_cert is None else 'https'}://{host}:{port}/"
+    return f"{'http' if config.tls_cert is None else 'https'}://{host}:{port}/"
+
+
+def first_requests(config: ServeConfig, port: int, *, needs_token: bool) -> str:
+    """Return the address of the page, and commands of curl for the server on `port`."""
+    url = page_url(config, port)
     curl = (
         "curl" if config.tls_cert is None else f"curl --cacert {shlex.quote(str(config.tls_cert))}"
     )

@@ -98,7 +98,9 @@ class RequestMiddleware:
             await response(scope, receive, send_with_headers)
         except HTTPException as error:  # from Starlette's router: unknown path or method
             record.outcome = RequestError.outcome
+            allowed = (error.headers or {}).get("Allow")
             reason = UNKNOWN_PATH if error.status_code == 404 else error.detail.lower()
+            reason += f"; this path allows {allowed}" if allowed else ""
             response = _error_response(error.status_code, reason, error.headers)
             await response(scope, receive, send_with_headers)
         except Exception:

@@ -25,6 +25,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from resdeploy.predictions import top_predictions
+from resdeploy.readable_text import readable
 from resdeploy.runtime.serving.batching.interface import Answer
 from resdeploy.runtime.serving.http.body import (
     Body,
@@ -37,7 +38,7 @@ from resdeploy.runtime.serving.http.body import (
 from resdeploy.runtime.serving.http.connection_table import client_network
 from resdeploy.runtime.serving.http.docs_page import docs_page
 from resdeploy.runtime.serving.http.openapi import MODEL, VERSIONED_MODEL, openapi_document
-from resdeploy.runtime.serving.http.uploads import Upload, read_uploads
+from resdeploy.runtime.serving.http.uploads import MAX_SHOWN, Upload, read_uploads
 from resdeploy.runtime.serving.interruptible import interruptible
 from resdeploy.runtime.serving.open_inference import ParsedRequest, encode_output, parse_request
 from resdeploy.runtime.serving.request_errors import (
@@ -215,6 +216,9 @@ class _Api:
         query = request.query_params
         if len(query.multi_items()) > len(query):
             raise RequestError("a parameter of the query occurs twice")
+        if unknown := set(query) - {"model", "top"}:
+            name = readable(min(unknown))[:MAX_SHOWN]
+            raise RequestError(f"the query has no parameter '{name}'; it has model and top")
         top = parse_integer(query.get("top", "5"), "top", 1, MAX_CLASSES)
         model = self._service.model(query.get("model", ""))
         record = _update_record(request, "classify", model.name)

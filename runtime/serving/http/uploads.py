@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from python_multipart.multipart import parse_options_header
 
+from resdeploy.readable_text import readable
 from resdeploy.runtime.serving.http.body import Body
 from resdeploy.runtime.serving.request_errors import RequestError, TooLarge, UnsupportedMediaType
 
@@ -19,9 +20,12 @@ STRIPPED = (
     "the body has no line ends and no zero bytes, as after curl --data: send the image file with "
     "curl --data-binary @FILE, or with curl -F image=@FILE"
 )
-MAX_NAME_LENGTH = 255
-# Form fields that are not files are ignored.
-MAX_FIELDS = 32
+# Such a field would otherwise have no effect, and another model would answer.
+NO_FILE = (
+    "the form field '{}' is not a file: send image files in the form, as with curl -F image=@FILE, "
+    "and the parameters model and top in the query, as in ?model=NAME&top=5"
+)
+MAX_NAME_LENGTH, MAX_SHOWN = 255, 40
 MAX_BOUNDARY = 70  # RFC 2046
 MAX_PART_HEADERS = 8
 MAX_PART_HEADER_BYTES = 4096
@@ -43,8 +47,8 @@ def read_uploads(content_type: str, body: Body, max_files: int) -> list[Upload]:
     The contents are views of the body: a copy of 64 MiB would take 100 ms.
 
     Raises:
-        RequestError: The form is damaged, or there is no file.
-        TooLarge: There are more than `max_files` files or `MAX_FIELDS` other fields.
+        RequestError: The form is damaged or has a field that is no file, or there is no file.
+        TooLarge: There are more than `max_files` files.
         UnsupportedMediaType: The body is neither an image nor a form.
     """
     kind, options = _parameters(content_type.encode("latin-1", "replace"))
@@ -73,7 +77,6 @@ def _read_form(boundary: bytes, body: Body, max_files: int) -> list[Upload]:
         raise RequestError("the form is damaged: its boundary is not valid")
     delimiter = b"\r\n--" + boundary
     uploads: list[Upload] = []
-    fields = 0
     view = memoryview(body)
     begin = 2 if body.startswith(b"\r\n") else 0
     if len(body) > begin and not body.startswith(delimiter[2:], begin):
@@ -88,14 +91,12 @@ def _read_form(boundary: bytes, body: Body, max_files: int) -> list[Upload]:
             raise RequestError("the form is damaged: the headers of a part are not valid")
         options = _disposition(bytes(view[position + 2 : head_end]))
         if b"filename" not in options:
-            fields += 1
-        elif len(uploads) == max_files:
+            name = readable(options[b"name"].decode("utf-8", errors="replace"))[:MAX_SHOWN]
+            raise RequestError(NO_FILE.format(name))
+        if len(uploads) == max_files:
             raise TooLarge(f"more than {max_files} files in one request")
-        else:
-            name = options[b"filename"].decode("utf-8", errors="replace")[:MAX_NAME_LENGTH]
-            uploads.append(Upload(name or None, view[head_end + 4 : end]))
-        if fields > MAX_FIELDS:
-            raise TooLarge(f"more than {MAX_FIELDS} form fields in one request")
+        name = options[b"filename"].decode("utf-8", errors="replace")[:MAX_NAME_LENGTH]
+        uploads.append(Upload(name or None, view[head_end + 4 : end]))
         position = end + len(delimiter)
     return uploads
 

@@ -170,7 +170,7 @@ def test_build_refuses_batch_sizes_without_sense(batch: str) -> None:
     [
         (["train", "nowhere"], "there is no folder nowhere"),
         (["train", "digits", "--lr", "inf"], "--lr is inf, not a finite number"),
-        (["train", "digits", "--mixup", "nan"], "--mixup is nan, not a finite number"),
+        (["train", "digits", "--mixup", "inf"], "--mixup is inf, not a finite number"),
         (["train", "digits", "--freeze"], "--freeze needs a trained network"),
         (["train", "digits", "--qat"], "--qat needs a trained network"),
         (["train", "digits", "--init", "none.pth"], "there is no checkpoint at none.pth"),
@@ -469,3 +469,36 @@ def test_the_package_runs_as_a_module() -> None:
         [sys.executable, "-m", "resdeploy", "--version"], capture_output=True, text=True, check=True
     )
     assert __version__ in answer.stdout
+
+
+def test_swapped_arguments_are_answered_with_the_right_command(tiny_bundle: Bundle) -> None:
+    bundle = str(tiny_bundle.path)
+    Path("a b.jpg").touch()
+    for words, right in [
+        (["predict", "a b.jpg", bundle, "2"], f"predict {bundle} 'a b.jpg' 2"),
+        (["predict", "gone", bundle], f"predict {bundle} gone"),
+        (["predict", *"12345", bundle], f"predict {bundle} 1 2 3 ..."),
+        (["sign", "key.pem", bundle], f"sign {bundle} key.pem"),
+    ]:
+        answer = invoke(*words)
+        assert answer.exit_code == 1
+        assert answer.stderr.endswith(f"hint: the bundle comes first: main {right}\n")
+    assert "comes first" not in invoke("predict", "gone", "a b.jpg").stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("train --resum x", "'--resum'. Did you mean '--resume' or"),
+        ("verify x --max-drop abc", "'abc' is not a plain number from 0 to 100."),
+        ("train x --lr abc", "'abc' is not a plain number above 0."),
+        ("train x --weight-decay 1e", "'1e' is not a plain number of at least 0."),
+        ("train x --epochs ten", "'ten' is not a plain integer of at least 1."),
+        ("train x --momentum no", "'no' is not a plain number from 0 to below 1."),
+        ("predict x y --top 1.5", "'1.5' is not a plain integer from 1 to 100000."),
+    ],
+)
+def test_usage_errors_name_the_closest_option_and_what_is_allowed(
+    words: str, expected: str
+) -> None:
+    assert expected in invoke(*words.split()).stderr

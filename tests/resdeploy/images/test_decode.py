@@ -246,6 +246,7 @@ def test_rejects_data_that_is_not_an_image(data: bytes) -> None:
         (encoded(red(), "GIF"), "it is a GIF file"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "it is a HEIF file"),  # a telephone's .jpg
         (b"", "it is empty"),
+        (encoded(red(), "PNG")[:17], "it ends too early"),  # Pillow: Truncated File Read
         (b"<html>404</html>", "cannot identify image file"),
     ],
 )

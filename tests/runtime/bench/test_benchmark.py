@@ -22,7 +22,7 @@ from resdeploy.filesystem import sha256
 from resdeploy.machine.cpu import Cpu, read_cpu
 from resdeploy.result_files.benchmark import BaselineFacts, Benchmark
 from resdeploy.runtime.bench import contenders
-from resdeploy.runtime.bench.benchmark import BenchmarkConfig, run_benchmark
+from resdeploy.runtime.bench.benchmark import BenchmarkConfig, run_benchmark, wide_intervals
 from resdeploy.runtime.bench.contenders import (
     ContenderSpec,
     backend_contenders,
@@ -190,10 +190,35 @@ def test_the_environment_describes_network_machine_and_baseline(
 
 def test_the_table_has_a_row_per_contender(result: Benchmark) -> None:
     text = benchmark_text(result)
-    assert len(text.splitlines()) == 2 + len(result.results) + 3 + len(result.notices)
+    above = any(line.limit_share and line.limit_share > 1 for line in result.results)
+    assert len(text.splitlines()) == 2 + len(result.results) + 4 + above + len(result.notices)
+    assert "\na speed-up is not the ratio of two of these times: " in text
     assert "\np50 and p99: median and 99th percentile of the time of a call; " in text
     assert "measured limits of this machine: " in text
     assert "1.00x" in text
+
+
+def test_a_share_above_the_limit_is_explained(result: Benchmark) -> None:
+    *others, last = result.results
+    for share in (1.0, 1.01):
+        changed = [*(dataclasses.replace(line, limit_share=0.5) for line in others)]
+        changed.append(dataclasses.replace(last, limit_share=share))
+        text = benchmark_text(dataclasses.replace(result, results=tuple(changed)))
+        assert ("\na share above 100 %: the limit counts" in text) == (share > 1)
+
+
+def test_a_notice_names_every_wide_interval(result: Benchmark) -> None:
+    widths = dict.fromkeys((0.02, 0.42, 0.46))
+    timings = [
+        dataclasses.replace(
+            result.results[-1], contender=f"c{width}", speedup=10.0, speedup_low=10.0,
+            speedup_high=10 + 10 * width,
+        )
+        for width in widths
+    ]  # fmt: skip
+    (notice,) = wide_intervals(timings, 0.05)
+    assert "than the 5 % of --within: c0.42 int8 (42 %), c0.46 int8 (46 %); " in notice
+    assert wide_intervals(timings, 0.5) == []
 
 
 def test_the_text_names_contenders_with_streams(result: Benchmark) -> None:

@@ -12,7 +12,7 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.cli.doctor import diagnosis_text
 from resdeploy.errors import install_hint
 from resdeploy.machine.device import read_device
-from resdeploy.runtime.backends import registry
+from resdeploy.runtime.backends import openvino, registry
 from resdeploy.runtime.diagnosis import doctor
 from resdeploy.runtime.diagnosis.advice import Situation, advise
 from resdeploy.runtime.diagnosis.doctor import diagnose
@@ -257,3 +257,21 @@ def test_the_diagnosis_of_an_unknown_machine(tmp_path: Path) -> None:
     bare = dataclasses.replace(found, gpu=())
     assert "None" not in diagnosis_text(bare)
     assert "gpu       none" in diagnosis_text(bare)
+
+
+@pytest.mark.parametrize("has_amx", [False, True])
+def test_says_once_what_installing_openvino_brings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_amx: bool
+) -> None:
+    monkeypatch.setattr(openvino, "installed_version", lambda: None)
+    monkeypatch.setattr(doctor, "installed_packages", dict)
+    host = host_of(tmp_path, {"proc/cpuinfo": f"flags : avx2 {'amx_int8' * has_amx}\n"})
+    (advice,) = [line for line in diagnose(host=host).advice if "openvino" in line.lower()]
+    assert advice.endswith(install_hint("openvino"))
+    assert ("it runs INT8 faster on many CPUs: " in advice) != has_amx
+
+
+def test_no_line_of_versions_is_long() -> None:
+    lines = [line for line in diagnosis_text(diagnose()).splitlines() if line[:6] == "python"]
+    assert len(lines) > 1
+    assert max(map(len, lines)) < 110

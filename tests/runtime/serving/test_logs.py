@@ -14,7 +14,12 @@ import pytest
 
 from resdeploy.readable_text import readable
 from resdeploy.runtime.serving import logs
-from resdeploy.runtime.serving.logs import MAX_EQUAL_LINES, LogQueue
+from resdeploy.runtime.serving.logs import (
+    MAX_EQUAL_LINES,
+    MAX_LINE,
+    LogQueue,
+    TerminalFormatter,
+)
 
 HOSTILE = "a\x1b[2J\x9b\n\u2028\u202e\U000e0041\udcd5"
 
@@ -113,3 +118,14 @@ def test_lost_lines_are_reported(pipe: Pipe) -> None:
     (line,) = pipe.lines()
     assert line["message"] == "lines lost: the reader of stderr is too slow"
     assert line["count"] == 7
+
+
+def test_a_terminal_shows_short_lines_without_control_characters() -> None:
+    text = TerminalFormatter().format
+    assert text(record("serving", model="tiny", batch=8)) == "serving: model tiny, batch 8"
+    assert text(record("doubt", logging.WARNING, model="a", hint="b")) == "warning: doubt: model a"
+    long = text(record(HOSTILE + "word " * 200, logging.WARNING))
+    assert readable(long) == long
+    assert len(long) <= MAX_LINE + 40
+    assert long.endswith(" ...")
+    assert "\n" not in text(record("a\nb", logging.ERROR))

@@ -18,6 +18,8 @@ from resdeploy.runtime import load
 from tests.samples import CLASSES, SIZE, encoded
 from tests.serving_process import PATIENCE, ServerProcess, picture, tensor_request
 
+PNG = encoded(Image.new("RGB", (99, 99)), "PNG")
+
 
 def form(*files: tuple[str, bytes]) -> tuple[bytes, dict[str, str]]:
     body = b"".join(
@@ -69,7 +71,7 @@ def test_a_wrong_method_is_405(server: ServerProcess) -> None:
     reply = server.ask(INFER)
     assert reply.status == 405
     assert reply.headers["allow"] == "POST"
-    assert reply.json == {"error": "method not allowed"}
+    assert reply.json == {"error": "method not allowed; this path allows POST"}
 
 
 @pytest.mark.parametrize("count", [1, 5, 40])
@@ -218,7 +220,7 @@ def test_usual_formats_are_decoded(
         (b"x", {"Content-Encoding": "br"}, 415, "compressed"),
         (encoded(Image.new("RGB", (9, 9)), "GIF"), {}, 400, "cannot be decoded"),
         (encoded(Image.new("RGB", (9, 9)), "TIFF"), {}, 400, "cannot be decoded"),
-        (encoded(Image.new("RGB", (99, 99)), "PNG")[:-40], {}, 400, "cannot be decoded"),
+        (PNG[:-40], {}, 400, "; use a complete JPEG, PNG, WEBP or BMP file"),
         (encoded(Image.new("1", (10_000, 6_000)), "PNG"), {}, 400, "60,000,000 pixels"),
     ],
 )
@@ -234,6 +236,13 @@ def test_an_invalid_picture_is_rejected_with_a_reason(
 def test_the_invalid_file_of_several_is_named(server: ServerProcess, image_data: Path) -> None:
     body, headers = form(("a.png", picture(image_data)), ("b.png", b"x"))
     assert server.ask("/v1/classify", body, headers).json["error"].startswith("file 2: ")
+
+
+@pytest.mark.parametrize("query", ["Model=tiny", "topk=3", "a%1b=", "model=tiny&top=1&x="])
+def test_an_unknown_parameter_is_refused(server: ServerProcess, query: str) -> None:
+    reply = server.ask(f"/v1/classify?{query}", b"x")
+    assert reply.status == 400
+    assert reply.json["error"].endswith("'; it has model and top")
 
 
 @pytest.mark.parametrize("top", ["0", "-1", "many", "1001", "9" * 500, "²"])
