@@ -33,6 +33,15 @@ def draw(paths: Sequence[Path], seed: int) -> list[Path]:
     return sorted(paths, key=key)
 
 
+# The keys of `skipped` in words, for log messages.
+SKIPPED_WORDS = {
+    "unreadable": "unreadable",
+    "duplicate": "with the pixels of another one",
+    "golden": "in use already, as golden images (which verify the bundle) or for calibration",
+    "constant": "with a single colour",
+}
+
+
 @dataclass(slots=True)
 class CalibrationImages:
     """Collector of a given number of usable images."""
@@ -44,6 +53,8 @@ class CalibrationImages:
     """Digests of images that must not be used, such as the golden images."""
     purpose: str = "calibration"
     """Purpose of the images, for log messages."""
+    uses: str = ""
+    """The parts of `wanted` in words, for log messages."""
     decoded: Mapping[Path, UInt8Array] = field(default_factory=dict)
     """Images that need not be decoded again."""
     digests: list[str] = field(default_factory=list)
@@ -97,7 +108,9 @@ class CalibrationImages:
         self._report()
 
     def _report(self) -> None:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
+        reasons = ", ".join(
+            f"{count} {SKIPPED_WORDS[reason]}" for reason, count in self.skipped.items()
+        )
         if not self.digests:
             raise CalibrationError(
                 f"none of the calibration images can be used: {reasons or 'there are none'}",
@@ -107,8 +120,6 @@ class CalibrationImages:
             logger.info("not used as %s images: %s", self.purpose, reasons)
         if len(self.digests) < self.wanted:
             logger.info(
-                "using %d %s images; %d were requested",
-                len(self.digests),
-                self.purpose,
-                self.wanted,
-            )
+                "using %d %s images, because there are no more; at most %d would be used%s",
+                len(self.digests), self.purpose, self.wanted, self.uses,
+            )  # fmt: skip

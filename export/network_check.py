@@ -6,9 +6,9 @@ are in the network's order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,17 @@ from resdeploy.errors import DataError, ImageError
 from resdeploy.export.inputs import Source
 from resdeploy.export.norm_inputs import record_norm_inputs
 from resdeploy.images.loading import load_image
-from resdeploy.images.preprocessing import UInt8Array, pixel_count
+from resdeploy.images.preprocessing import UInt8Array, pixel_count, usual_fraction
+from resdeploy.images.preprocessing_choice import ASSUMED, resize_for
 from resdeploy.label_check import refuse_wrong_labels
 from resdeploy.statistics import IntArray
 from resdeploy.train.model.resnet import Classifier
 
 # The time for an image grows with its pixels: 64 images of 224 pixels take 3 s on two cores.
 MIN_IMAGES, MAX_IMAGES, CHECKED_PIXELS = 64, 512, 64 * 224 * 224
+# Usual sizes in training, in pixels, that are compared with an assumed one. The largest takes a
+# third of the time of 224 pixels.
+TRIED_SIZES = (32, 64, 96, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class NetworkCheck:
     """True class of each image; None if the classes are not known."""
     images: Mapping[Path, UInt8Array]
     """The decoded images by their files."""
+    better_size: int | None = None
+    """Size in pixels that the batch norms fit, if they contradict an assumed one."""
 
 
 def check_network(classifier: Classifier, source: Source, seed: int) -> NetworkCheck | None:
@@ -56,10 +62,28 @@ def check_network(classifier: Classifier, source: Source, seed: int) -> NetworkC
     if not images:
         return None
     shift, logits = measure_shift(classifier, np.stack(list(images.values())))
+    better_size: int | None = None
+    is_assumed = source.choice.origins["image_size"] == ASSUMED
+    if is_assumed and shift is not None and shift.mean_shift > shift.mean_limit:
+        better_size = _better_size(classifier, source, list(images))
     classes = source.classes_of(list(images))
     return NetworkCheck(
-        shift, logits.argmax(axis=1), None if classes is None else np.array(classes), images
-    )
+        shift, logits.argmax(axis=1), None if classes is None else np.array(classes), images,
+        better_size,
+    )  # fmt: skip
+
+
+def _better_size(classifier: Classifier, source: Source, files: Sequence[Path]) -> int | None:
+    """Return the size of `TRIED_SIZES` at which the batch norms' means fit best, if any do."""
+    fitting = dict[float, int]()
+    for size in TRIED_SIZES:
+        resize = resize_for(size, usual_fraction(size))
+        other = replace(source.preprocessing, image_size=size, resize=resize)
+        images = np.stack([load_image(file, other) for file in files])
+        found, _ = measure_shift(Classifier(classifier.network, other), images)
+        if found is not None and found.mean_shift <= found.mean_limit:
+            fitting[found.mean_shift] = size
+    return fitting[min(fitting)] if fitting else None
 
 
 def measure_shift(
@@ -71,15 +95,27 @@ def measure_shift(
     return summarise_norms(len(images), norms) if norms else None, logits
 
 
-def shift_warnings(check: NetworkCheck | None) -> list[ExportWarning]:
+def shift_warnings(check: NetworkCheck | None, source: Source) -> list[ExportWarning]:
     """Return a warning if the images are unlike those of the training."""
     if check is None or check.shift is None or check.shift.fits:
         return []
+    if source.is_own:
+        return [
+            ExportWarning(
+                message="the statistics of the batch norms have not settled: on the training "
+                f"images of the run, {check.shift.figures}",
+                hint="train in more steps: more --epochs, more images or a smaller --batch-size; "
+                "if the images have changed since the training, train again",
+            )
+        ]
+    size = "check --image-size"
+    if check.better_size is not None:
+        size = f"export again with --image-size {check.better_size}, which the batch norms fit"
     return [
         ExportWarning(
             message="the calibration images are unlike those that the batch norms of the network "
             f"saw in training: {check.shift.figures}",
-            hint="check --image-size, and that mean and std are those of the training; or give "
+            hint=f"{size}, and check that mean and std are those of the training; or give "
             "images like those of the training with --calibration-data; batch norms that were "
             "trained for fewer than about 50 steps never saw enough",
         )
@@ -97,7 +133,11 @@ def label_warnings(
     if check is None or check.classes is None:
         return []
     try:
-        refuse_wrong_labels(check.classes, check.predicted, source.labels, "the calibration images")
+        refuse_wrong_labels(
+            check.classes, check.predicted, source.labels, "the calibration images",
+            # The labels of a run come from these folders.
+            says_if_few=labels_are_used and not source.is_own,
+        )  # fmt: skip
     except DataError as error:
         if labels_are_used:
             hint = f"{error.hint}; images without class folders are not checked"

@@ -61,14 +61,21 @@ def rounding_images(size: tuple[int, int]) -> int:
 def with_rounded_weights(calibration: Calibration, progress: Progress) -> Calibration:
     """Return the calibration with the CPU's weights rounded on its calibration images."""
     recipe = calibration.recipes[Encoding.CPU]
-    recipe = rounded_recipe(calibration, recipe, calibration.rounding, progress)
+    number = f"graph 1 of {1 + len(calibration.folds)}"  # the others judge this one
+    recipe = rounded_recipe(calibration, recipe, calibration.rounding, progress, number)
     return replace(calibration, recipes={**calibration.recipes, Encoding.CPU: recipe})
 
 
 def rounded_recipe(
-    calibration: Calibration, recipe: QuantizationRecipe, images: UInt8Array, progress: Progress
+    calibration: Calibration,
+    recipe: QuantizationRecipe,
+    images: UInt8Array,
+    progress: Progress,
+    number: str,
 ) -> QuantizationRecipe:
     """Return the recipe for CPUs with weights rounded on `images` (N, H, W, 3).
+
+    The progress names the `number` of the graph, such as `graph 2 of 6`.
 
     Training with quantisation has already moved weights to the grid of TensorRT's graph. They are
     rounded from there, and change only where a pair could saturate.
@@ -77,11 +84,15 @@ def rounded_recipe(
     if tensorrt.calibrator not in CALIBRATORS:  # its ranges and weights were learned
         sites = {site for site in sites_of(model, tensorrt) if site.weight}
         model = round_at(model, tensorrt, sites, tensorrt.weights(model))
-    return replace(recipe, rounded=compensated_weights(model, recipe, images, progress))
+    return replace(recipe, rounded=compensated_weights(model, recipe, images, progress, number))
 
 
 def compensated_weights(
-    model: ir.Model, recipe: QuantizationRecipe, images: UInt8Array, progress: Progress
+    model: ir.Model,
+    recipe: QuantizationRecipe,
+    images: UInt8Array,
+    progress: Progress,
+    number: str = "graph 1 of 1",
 ) -> RoundedWeights | None:
     """Return the weights and biases of all layers that `recipe`, for CPUs, quantises.
 
@@ -101,7 +112,7 @@ def compensated_weights(
     later = dict.fromkeys(layers)  # in the order of the graph
     known = KnownActivations(batches)
     weights, biases = dict[str, QuantizedWeight](), dict[str, Float32Array]()
-    with progress("rounding", len(layers)) as advance:
+    with progress(f"rounding weights, {number}", len(layers)) as advance:
         for layer, node in layers.items():
             edge, quantised = inputs[layer], model.clone()
             insert_qdq(

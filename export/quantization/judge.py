@@ -72,7 +72,9 @@ def judge(
         (held_out.part(first, first + IMAGES_AT_ONCE), calibration.recipes)
         for first in range(0, len(held_out.images), IMAGES_AT_ONCE)
     ]
-    groups += [(fold.images, _recipes(calibration, fold, progress)) for fold in calibration.folds]
+    for index, fold in enumerate(calibration.folds):
+        number = f"graph {index + 2} of {1 + len(calibration.folds)}"  # 1 is the bundle's
+        groups.append((fold.images, _recipes(calibration, fold, number, progress)))
     if not groups:
         return None
     start, slowest = clock(), 0.0
@@ -106,7 +108,7 @@ def judge(
 
 
 def _recipes(
-    calibration: Calibration, fold: Fold, progress: Progress
+    calibration: Calibration, fold: Fold, number: str, progress: Progress
 ) -> dict[Encoding, QuantizationRecipe]:
     """Return the recipes with the ranges and weights that the images outside the fold give."""
     others = [other.images.images for other in calibration.folds if other is not fold]
@@ -121,6 +123,6 @@ def _recipes(
         if recipe.encoding is not Encoding.CPU:
             return recipe
         images = np.concatenate(others)[: len(calibration.rounding)]
-        return rounded_recipe(calibration, recipe, images, progress)
+        return rounded_recipe(calibration, recipe, images, progress, number)
 
     return {encoding: recipe_of(recipe) for encoding, recipe in calibration.recipes.items()}
