@@ -33,15 +33,6 @@ def draw(paths: Sequence[Path], seed: int) -> list[Path]:
     return sorted(paths, key=key)
 
 
-# The keys of `skipped` in words, for log messages.
-SKIPPED_WORDS = {
-    "unreadable": "unreadable",
-    "duplicate": "with the pixels of another one",
-    "golden": "in use already, as golden images (which verify the bundle) or for calibration",
-    "constant": "with a single colour",
-}
-
-
 @dataclass(slots=True)
 class CalibrationImages:
     """Collector of a given number of usable images."""
@@ -108,9 +99,8 @@ class CalibrationImages:
         self._report()
 
     def _report(self) -> None:
-        reasons = ", ".join(
-            f"{count} {SKIPPED_WORDS[reason]}" for reason, count in self.skipped.items()
-        )
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
+        reasons = reasons.replace("golden", "that verify the bundle or calibrate already (golden)")
         if not self.digests:
             raise CalibrationError(
                 f"none of the calibration images can be used: {reasons or 'there are none'}",

@@ -89,13 +89,11 @@ class Source:
     @property
     def described(self) -> str:
         """Return the path of the checkpoint, for a run with its data and the day of its end."""
-        path, run = self.checkpoint.path, recorded_run(self.checkpoint.path)
+        shown, run = shown_path(self.checkpoint.path), recorded_run(self.checkpoint.path)
         if run is None:
-            return shown_path(path)
-        facts = [Path(run.data).name]
-        if date := run.provenance.get("date"):
-            facts.append(f"trained {str(date)[:10]}")
-        return f"{shown_path(path)} ({', '.join(facts)})"
+            return shown
+        day = str((run.provenance or {}).get("date", "earlier"))[:10]
+        return f"{shown} ({Path(run.data).name}, trained {day})"
 
     def classes_of(self, paths: Sequence[Path]) -> list[int] | None:
         """Return the class of each image, or None if that of any is not known."""

@@ -6,6 +6,7 @@ are in the network's order.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,11 +21,13 @@ from resdeploy.errors import DataError, ImageError
 from resdeploy.export.inputs import Source
 from resdeploy.export.norm_inputs import record_norm_inputs
 from resdeploy.images.loading import load_image
-from resdeploy.images.preprocessing import UInt8Array, pixel_count, usual_fraction
+from resdeploy.images.preprocessing import UInt8Array, pixel_count, size_text, usual_fraction
 from resdeploy.images.preprocessing_choice import ASSUMED, resize_for
 from resdeploy.label_check import refuse_wrong_labels
 from resdeploy.statistics import IntArray
 from resdeploy.train.model.resnet import Classifier
+
+logger = logging.getLogger(__name__)
 
 # The time for an image grows with its pixels: 64 images of 224 pixels take 3 s on two cores.
 MIN_IMAGES, MAX_IMAGES, CHECKED_PIXELS = 64, 512, 64 * 224 * 224
@@ -45,8 +48,6 @@ class NetworkCheck:
     """True class of each image; None if the classes are not known."""
     images: Mapping[Path, UInt8Array]
     """The decoded images by their files."""
-    better_size: int | None = None
-    """Size in pixels that the batch norms fit, if they contradict an assumed one."""
 
 
 def check_network(classifier: Classifier, source: Source, seed: int) -> NetworkCheck | None:
@@ -62,19 +63,17 @@ def check_network(classifier: Classifier, source: Source, seed: int) -> NetworkC
     if not images:
         return None
     shift, logits = measure_shift(classifier, np.stack(list(images.values())))
-    better_size: int | None = None
     is_assumed = source.choice.origins["image_size"] == ASSUMED
     if is_assumed and shift is not None and shift.mean_shift > shift.mean_limit:
-        better_size = _better_size(classifier, source, list(images))
+        _warn_of_size(classifier, source, list(images))
     classes = source.classes_of(list(images))
     return NetworkCheck(
-        shift, logits.argmax(axis=1), None if classes is None else np.array(classes), images,
-        better_size,
-    )  # fmt: skip
+        shift, logits.argmax(axis=1), None if classes is None else np.array(classes), images
+    )
 
 
-def _better_size(classifier: Classifier, source: Source, files: Sequence[Path]) -> int | None:
-    """Return the size of `TRIED_SIZES` at which the batch norms' means fit best, if any do."""
+def _warn_of_size(classifier: Classifier, source: Source, files: Sequence[Path]) -> None:
+    """Log a warning with the size of `TRIED_SIZES` that the batch norms' means fit best, if any."""
     fitting = dict[float, int]()
     for size in TRIED_SIZES:
         resize = resize_for(size, usual_fraction(size))
@@ -83,7 +82,12 @@ def _better_size(classifier: Classifier, source: Source, files: Sequence[Path]) 
         found, _ = measure_shift(Classifier(classifier.network, other), images)
         if found is not None and found.mean_shift <= found.mean_limit:
             fitting[found.mean_shift] = size
-    return fitting[min(fitting)] if fitting else None
+    if fitting:
+        logger.warning(
+            "the batch norms contradict the assumed %s pixels, and fit %d: stop this work, and "
+            "repeat it with --image-size %d",
+            size_text(source.preprocessing.image_size), *[fitting[min(fitting)]] * 2,
+        )  # fmt: skip
 
 
 def measure_shift(
@@ -99,27 +103,16 @@ def shift_warnings(check: NetworkCheck | None, source: Source) -> list[ExportWar
     """Return a warning if the images are unlike those of the training."""
     if check is None or check.shift is None or check.shift.fits:
         return []
+    message = "the calibration images are unlike those that the batch norms of the network saw in "
+    message += "training"
+    hint = "check --image-size, and that mean and std are those of the training; or give images "
+    hint += "like those of the training with --calibration-data; batch norms that were trained for "
+    hint += "fewer than about 50 steps never saw enough"
     if source.is_own:
-        return [
-            ExportWarning(
-                message="the statistics of the batch norms have not settled: on the training "
-                f"images of the run, {check.shift.figures}",
-                hint="train in more steps: more --epochs, more images or a smaller --batch-size; "
-                "if the images have changed since the training, train again",
-            )
-        ]
-    size = "check --image-size"
-    if check.better_size is not None:
-        size = f"export again with --image-size {check.better_size}, which the batch norms fit"
-    return [
-        ExportWarning(
-            message="the calibration images are unlike those that the batch norms of the network "
-            f"saw in training: {check.shift.figures}",
-            hint=f"{size}, and check that mean and std are those of the training; or give "
-            "images like those of the training with --calibration-data; batch norms that were "
-            "trained for fewer than about 50 steps never saw enough",
-        )
-    ]
+        message = "the statistics of the batch norms have not settled on the run's training images"
+        hint = "train in more steps: more --epochs, more images or a smaller --batch-size; if the "
+        hint += "images have changed since the training, train again"
+    return [ExportWarning(message=f"{message}: {check.shift.figures}", hint=hint)]
 
 
 def label_warnings(
@@ -135,8 +128,7 @@ def label_warnings(
     try:
         refuse_wrong_labels(
             check.classes, check.predicted, source.labels, "the calibration images",
-            # The labels of a run come from these folders.
-            says_if_few=labels_are_used and not source.is_own,
+            says_if_few=labels_are_used and not source.is_own,  # a run's come from these folders
         )  # fmt: skip
     except DataError as error:
         if labels_are_used:

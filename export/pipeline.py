@@ -208,11 +208,6 @@ def export(
         golden = make_golden(classifier, golden_images)
     with progress("comparing the batch norms with the images", 0):
         check = check_network(classifier, source, config.seed)
-    if check is not None and check.better_size is not None:
-        logger.warning(
-            "the batch norms contradict the assumed %s pixels, and fit %d: stop this export, and "
-            "repeat it with --image-size %d", size, check.better_size, check.better_size,
-        )  # fmt: skip
     shift = check.shift if check else None
     warnings = preprocessing_warnings(source.choice) + shift_warnings(check, source)
     warnings += label_warnings(check, source, labels_are_used=config.int8)

@@ -33,6 +33,11 @@ def silent(what: str, total: int) -> Iterator[Advance]:
     yield lambda done: None
 
 
+def named(progress: Progress, part: str) -> Progress:
+    """Return a progress that adds the name of a part to that of the work."""
+    return lambda what, total: progress(f"{what}, {part}", total)
+
+
 @dataclass(slots=True, eq=False)
 class _Stage:
     what: str

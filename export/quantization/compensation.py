@@ -37,7 +37,7 @@ from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.quantization.simulate import batch_size, round_at, sites_of
 from resdeploy.images.preprocessing import UInt8Array, pixel_count
-from resdeploy.progress import Progress
+from resdeploy.progress import Progress, named
 
 # Second moments of fewer images describe these images only. See docs/quantization.md.
 FEWEST_IMAGES = 48
@@ -61,21 +61,15 @@ def rounding_images(size: tuple[int, int]) -> int:
 def with_rounded_weights(calibration: Calibration, progress: Progress) -> Calibration:
     """Return the calibration with the CPU's weights rounded on its calibration images."""
     recipe = calibration.recipes[Encoding.CPU]
-    number = f"graph 1 of {1 + len(calibration.folds)}"  # the others judge this one
-    recipe = rounded_recipe(calibration, recipe, calibration.rounding, progress, number)
+    first = named(progress, f"graph 1 of {1 + len(calibration.folds)}")  # the others judge it
+    recipe = rounded_recipe(calibration, recipe, calibration.rounding, first)
     return replace(calibration, recipes={**calibration.recipes, Encoding.CPU: recipe})
 
 
 def rounded_recipe(
-    calibration: Calibration,
-    recipe: QuantizationRecipe,
-    images: UInt8Array,
-    progress: Progress,
-    number: str,
+    calibration: Calibration, recipe: QuantizationRecipe, images: UInt8Array, progress: Progress
 ) -> QuantizationRecipe:
     """Return the recipe for CPUs with weights rounded on `images` (N, H, W, 3).
-
-    The progress names the `number` of the graph, such as `graph 2 of 6`.
 
     Training with quantisation has already moved weights to the grid of TensorRT's graph. They are
     rounded from there, and change only where a pair could saturate.
@@ -84,15 +78,11 @@ def rounded_recipe(
     if tensorrt.calibrator not in CALIBRATORS:  # its ranges and weights were learned
         sites = {site for site in sites_of(model, tensorrt) if site.weight}
         model = round_at(model, tensorrt, sites, tensorrt.weights(model))
-    return replace(recipe, rounded=compensated_weights(model, recipe, images, progress, number))
+    return replace(recipe, rounded=compensated_weights(model, recipe, images, progress))
 
 
 def compensated_weights(
-    model: ir.Model,
-    recipe: QuantizationRecipe,
-    images: UInt8Array,
-    progress: Progress,
-    number: str = "graph 1 of 1",
+    model: ir.Model, recipe: QuantizationRecipe, images: UInt8Array, progress: Progress
 ) -> RoundedWeights | None:
     """Return the weights and biases of all layers that `recipe`, for CPUs, quantises.
 
@@ -112,7 +102,7 @@ def compensated_weights(
     later = dict.fromkeys(layers)  # in the order of the graph
     known = KnownActivations(batches)
     weights, biases = dict[str, QuantizedWeight](), dict[str, Float32Array]()
-    with progress(f"rounding weights, {number}", len(layers)) as advance:
+    with progress("rounding weights", len(layers)) as advance:
         for layer, node in layers.items():
             edge, quantised = inputs[layer], model.clone()
             insert_qdq(

@@ -19,7 +19,7 @@ from resdeploy.export.quantization.held_out import HeldOutImages
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration, Fold
 from resdeploy.export.quantization.simulate import run_graph
-from resdeploy.progress import Progress
+from resdeploy.progress import Progress, named
 from resdeploy.statistics import sqnr_db
 
 IMAGES_AT_ONCE = 512  # opening the graphs then takes little of the time, also at 32 pixels
@@ -73,8 +73,8 @@ def judge(
         for first in range(0, len(held_out.images), IMAGES_AT_ONCE)
     ]
     for index, fold in enumerate(calibration.folds):
-        number = f"graph {index + 2} of {1 + len(calibration.folds)}"  # 1 is the bundle's
-        groups.append((fold.images, _recipes(calibration, fold, number, progress)))
+        numbered = named(progress, f"graph {index + 2} of {1 + len(calibration.folds)}")
+        groups.append((fold.images, _recipes(calibration, fold, numbered)))
     if not groups:
         return None
     start, slowest = clock(), 0.0
@@ -108,7 +108,7 @@ def judge(
 
 
 def _recipes(
-    calibration: Calibration, fold: Fold, number: str, progress: Progress
+    calibration: Calibration, fold: Fold, progress: Progress
 ) -> dict[Encoding, QuantizationRecipe]:
     """Return the recipes with the ranges and weights that the images outside the fold give."""
     others = [other.images.images for other in calibration.folds if other is not fold]
@@ -123,6 +123,6 @@ def _recipes(
         if recipe.encoding is not Encoding.CPU:
             return recipe
         images = np.concatenate(others)[: len(calibration.rounding)]
-        return rounded_recipe(calibration, recipe, images, progress, number)
+        return rounded_recipe(calibration, recipe, images, progress)
 
     return {encoding: recipe_of(recipe) for encoding, recipe in calibration.recipes.items()}

@@ -83,18 +83,16 @@ class BatchNormShift:
     @property
     def figures(self) -> str:
         """Return the figures with their limits: those above them, or both if none is."""
-        texts = []
-        if self.fits or self.mean_shift > self.mean_limit:
-            texts.append(
-                f"their means are {self.mean_shift:.2g} standard deviations from those in training "
-                f"(limit {self.mean_limit:.2g})"
-            )
-        if self.fits or self.first_variance_octaves > self.variance_limit:
-            texts.append(
-                "the variance at the first one differs by a factor of "
-                f"{variance_factor(self.first_variance_octaves)} "
-                f"(limit {variance_factor(self.variance_limit)})"
-            )
+        both = [
+            (self.mean_shift / self.mean_limit,
+             f"their means are {self.mean_shift:.2g} standard deviations from those in training "
+             f"(limit {self.mean_limit:.2g})"),
+            (self.first_variance_octaves / self.variance_limit,
+             "the variance at the first one differs by a factor of "
+             f"{variance_factor(self.first_variance_octaves)} "
+             f"(limit {variance_factor(self.variance_limit)})"),
+        ]  # fmt: skip
+        texts = [text for share, text in both if share > 1 or self.fits]
         return f"on {plural(self.images, 'image')}, {', and '.join(texts)}"
 
 

@@ -11,14 +11,7 @@ from click import argument, option
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.options.common import BACKEND, ISSUER, PRECISION, THREADS, FiniteRange
-from resdeploy.cli.options.console import (
-    PATH,
-    CommandResult,
-    ExitCode,
-    command,
-    exit_code,
-    result_text,
-)
+from resdeploy.cli.options.console import PATH, CommandResult, command, exit_code, result_text
 from resdeploy.images.formats import unread_lines
 from resdeploy.readable_text import readable
 from resdeploy.tables import plural, table
@@ -66,10 +59,10 @@ def verify(bundle: Path, signer: str | None, issuer: str | None, **settings: Any
 
     opened = open_signed(bundle, make_signer(signer, issuer))
     result = run_verify(opened, progress=progress_bar, **settings)
-    text, code = verification_text(result), exit_code(result.verdict)
-    if code is not ExitCode.FAILED:
+    text = verification_text(result)
+    if result.verdict.value != "fail":
         text += f"\nnext: resdeploy serve {readable(quote(str(bundle)))}"
-    return CommandResult(result, text, code)
+    return CommandResult(result, text, exit_code(result.verdict))
 
 
 @result_text

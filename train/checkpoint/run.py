@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class RunDocument:
     data: str
     held_out: HeldOut | None = None
     learned_ranges: dict[str, float] | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.learned_ranges and min(self.learned_ranges.values()) <= 0:
