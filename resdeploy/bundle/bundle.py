@@ -263,7 +263,10 @@ def _no_bundle(path: Path) -> BundleError:
     if (path / "model.json").is_file():  # a run of resdeploy train
         hint = f"create a bundle of this run with: resdeploy export {quote(str(path))}"
     elif (path / "state.json").is_file():
-        hint = f"finish this run with resdeploy train --resume {quote(str(path))}, then export it"
+        shown = quote(str(path))
+        hint = (
+            f"finish this run with resdeploy train --resume {shown}, then resdeploy export {shown}"
+        )
     return BundleError(f"{path} is not a bundle: it has no {MANIFEST}", hint)
 
 
