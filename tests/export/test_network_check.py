@@ -21,7 +21,7 @@ from resdeploy.bundle.batch_norm_shift import (
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.cli.export import export_text
 from resdeploy.errors import DataError
-from resdeploy.export import source_preprocessing
+from resdeploy.export import network_check, source_preprocessing
 from resdeploy.export.golden_images import synthetic_images
 from resdeploy.export.inputs import read_source
 from resdeploy.export.network_check import check_network, measure_shift, shift_warnings
@@ -215,14 +215,14 @@ def test_an_export_without_images_has_no_shift(checkpoint: Path) -> None:
 def test_an_export_warns_of_a_wrong_image_size(
     checkpoint: Path, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "resdeploy")
-    result = export(config(checkpoint, data, image_size=2 * SIZE))
+    with caplog.at_level(logging.INFO, "resdeploy"):
+        result = export(config(checkpoint, data, image_size=2 * SIZE))
     assumed, warning = open_bundle(result.bundle).manifest.warnings
     assert "unlike those that the batch norms of the network saw in training" in warning.message
     assert "--image-size" in warning.hint
     assert result.warnings == (assumed, warning)
     first = next(line for line in caplog.messages if line.startswith("exporting "))
-    assert first == f"exporting fitted.pth: resnet at {2 * SIZE} pixels"
+    assert first == f"exporting fitted.pth: resnet10 at {2 * SIZE} pixels"
     assert "assumed: shorter side" in caplog.text
     assert "resdeploy preprocess CHECKPOINT" in caplog.text
     text = export_text(result)
@@ -255,6 +255,7 @@ def test_only_an_assumed_size_is_compared_with_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(source_preprocessing, "DEFAULT_IMAGE_SIZE", 2 * SIZE)
+    monkeypatch.setattr(network_check, "TRIED_SIZES", (SIZE // 2, SIZE))
     size = 2 * SIZE if stated else None
     source = read_source(checkpoint, image_size=size, calibration_data=data)
     check_network(Classifier(fitted, source.preprocessing), source, 0)
