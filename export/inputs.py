@@ -6,7 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from os.path import getmtime
 from pathlib import Path
+from shlex import quote
 
 from resdeploy.errors import CheckpointError, DataError, ExportError, ImageError
 from resdeploy.export.source_preprocessing import choose_source_preprocessing
@@ -25,14 +27,15 @@ from resdeploy.images.preprocessing import ImageSize, Preprocessing
 from resdeploy.images.preprocessing_choice import ASSUMED, REPORTED, ChosenPreprocessing
 from resdeploy.images.preprocessing_settings import NOTHING_STATED, PreprocessingSettings
 from resdeploy.progress import Progress, silent
+from resdeploy.result_files.provenance import shown_path
 from resdeploy.train.checkpoint.contents import Weights
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
-from resdeploy.train.checkpoint.run import recorded_run
+from resdeploy.train.checkpoint.run import MODEL_JSON, recorded_run
 from resdeploy.train.checkpoint.stated import first_difference, repeated_labels
 from resdeploy.train.config import DIGITS
 from resdeploy.train.data.shards import find_shards
 from resdeploy.train.data.synthetic_digits import digits_folder
-from resdeploy.train.run.folder import LATEST
+from resdeploy.train.run.folder import LATEST, STATE_FILE, unfinished_runs
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +67,8 @@ class Source:
     """Class of each image in a class folder, as far as known."""
     held_out: HeldOut | None = None
     """Images that the training held out, if its data has no folder for them."""
+    is_own: bool = False
+    """True for the images of a run with the pre-processing of its training."""
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -80,6 +85,15 @@ class Source:
         """Name of the run's folder, or of the file without its suffix."""
         path = self.checkpoint.path.resolve()
         return path.name if path.is_dir() else path.stem
+
+    @property
+    def described(self) -> str:
+        """Return the path of the checkpoint, for a run with its data and the day of its end."""
+        shown, run = shown_path(self.checkpoint.path), recorded_run(self.checkpoint.path)
+        if run is None:
+            return shown
+        day = str((run.provenance or {}).get("date", "earlier"))[:10]
+        return f"{shown} ({Path(run.data).name}, trained {day})"
 
     def classes_of(self, paths: Sequence[Path]) -> list[int] | None:
         """Return the class of each image, or None if that of any is not known."""
@@ -123,11 +137,8 @@ def read_source(
         DataError: The folder of images is missing or has no images.
         ExportError: The labels cannot be read, or there are more or fewer labels than classes.
     """
-    if origin == LATEST and not LATEST.exists():
-        raise CheckpointError(
-            f"there is no finished run here: {LATEST} does not exist",
-            "run resdeploy train first, or name a checkpoint: resdeploy export SOURCE",
-        )
+    if origin == LATEST:
+        _check_latest()
     if isinstance(origin, Path):
         # Resolve the link `runs/latest`, so that the bundle gets the name of the run.
         origin = load_checkpoint(origin.resolve() if origin.is_symlink() else origin, weights)
@@ -156,7 +167,24 @@ def read_source(
         pools=pools,
         classes=_find_classes(pools, names, str(checkpoint.path)),
         held_out=known,
+        is_own=calibration_data is None and {*choice.origins.values()} == {"the run"},
     )
+
+
+def _check_latest() -> None:
+    """Refuse an export without a finished run; log a warning if a newer run has not finished."""
+    newest = next(iter(unfinished_runs()), None)
+    remedy = f"continue it with resdeploy train --resume {quote(str(newest))}"
+    if not LATEST.exists():
+        raise CheckpointError(
+            f"there is no finished run here: {LATEST} does not exist"
+            + (f"; {newest} is unfinished" if newest else ""),
+            (remedy if newest else "run resdeploy train first")
+            + ", or name a checkpoint: resdeploy export SOURCE",
+        )
+    finished = LATEST / MODEL_JSON  # `load_checkpoint` refuses a run without it
+    if newest and finished.exists() and getmtime(newest / STATE_FILE) > getmtime(finished):
+        logger.warning("%s is newer, but its training has not finished; %s", newest, remedy)
 
 
 def _check_default_size(path: Path, preprocessing: Preprocessing, pools: ImagePools) -> None:

@@ -6,9 +6,10 @@ are in the network's order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,19 @@ from resdeploy.errors import DataError, ImageError
 from resdeploy.export.inputs import Source
 from resdeploy.export.norm_inputs import record_norm_inputs
 from resdeploy.images.loading import load_image
-from resdeploy.images.preprocessing import UInt8Array, pixel_count
+from resdeploy.images.preprocessing import UInt8Array, pixel_count, size_text, usual_fraction
+from resdeploy.images.preprocessing_choice import ASSUMED, resize_for
 from resdeploy.label_check import refuse_wrong_labels
 from resdeploy.statistics import IntArray
 from resdeploy.train.model.resnet import Classifier
 
+logger = logging.getLogger(__name__)
+
 # The time for an image grows with its pixels: 64 images of 224 pixels take 3 s on two cores.
 MIN_IMAGES, MAX_IMAGES, CHECKED_PIXELS = 64, 512, 64 * 224 * 224
+# Usual sizes in training, in pixels, that are compared with an assumed one. The largest takes a
+# third of the time of 224 pixels.
+TRIED_SIZES = (32, 64, 96, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +63,31 @@ def check_network(classifier: Classifier, source: Source, seed: int) -> NetworkC
     if not images:
         return None
     shift, logits = measure_shift(classifier, np.stack(list(images.values())))
+    is_assumed = source.choice.origins["image_size"] == ASSUMED
+    if is_assumed and shift is not None and shift.mean_shift > shift.mean_limit:
+        _warn_of_size(classifier, source, list(images))
     classes = source.classes_of(list(images))
     return NetworkCheck(
         shift, logits.argmax(axis=1), None if classes is None else np.array(classes), images
     )
+
+
+def _warn_of_size(classifier: Classifier, source: Source, files: Sequence[Path]) -> None:
+    """Log a warning with the size of `TRIED_SIZES` that the batch norms' means fit best, if any."""
+    fitting = dict[float, int]()
+    for size in TRIED_SIZES:
+        resize = resize_for(size, usual_fraction(size))
+        other = replace(source.preprocessing, image_size=size, resize=resize)
+        images = np.stack([load_image(file, other) for file in files])
+        found, _ = measure_shift(Classifier(classifier.network, other), images)
+        if found is not None and found.mean_shift <= found.mean_limit:
+            fitting[found.mean_shift] = size
+    if fitting:
+        logger.warning(
+            "the batch norms contradict the assumed %s pixels, and fit %d: stop this work, and "
+            "repeat it with --image-size %d",
+            size_text(source.preprocessing.image_size), *[fitting[min(fitting)]] * 2,
+        )  # fmt: skip
 
 
 def measure_shift(
@@ -71,19 +99,20 @@ def measure_shift(
     return summarise_norms(len(images), norms) if norms else None, logits
 
 
-def shift_warnings(check: NetworkCheck | None) -> list[ExportWarning]:
+def shift_warnings(check: NetworkCheck | None, source: Source) -> list[ExportWarning]:
     """Return a warning if the images are unlike those of the training."""
     if check is None or check.shift is None or check.shift.fits:
         return []
-    return [
-        ExportWarning(
-            message="the calibration images are unlike those that the batch norms of the network "
-            f"saw in training: {check.shift.figures}",
-            hint="check --image-size, and that mean and std are those of the training; or give "
-            "images like those of the training with --calibration-data; batch norms that were "
-            "trained for fewer than about 50 steps never saw enough",
-        )
-    ]
+    message = "the calibration images are unlike those that the batch norms of the network saw in "
+    message += "training"
+    hint = "check --image-size, and that mean and std are those of the training; or give images "
+    hint += "like those of the training with --calibration-data; batch norms that were trained for "
+    hint += "fewer than about 50 steps never saw enough"
+    if source.is_own:
+        message = "the statistics of the batch norms have not settled on the run's training images"
+        hint = "train in more steps: more --epochs, more images or a smaller --batch-size; if the "
+        hint += "images have changed since the training, train again"
+    return [ExportWarning(message=f"{message}: {check.shift.figures}", hint=hint)]
 
 
 def label_warnings(
@@ -97,7 +126,10 @@ def label_warnings(
     if check is None or check.classes is None:
         return []
     try:
-        refuse_wrong_labels(check.classes, check.predicted, source.labels, "the calibration images")
+        refuse_wrong_labels(
+            check.classes, check.predicted, source.labels, "the calibration images",
+            says_if_few=labels_are_used and not source.is_own,  # a run's come from these folders
+        )  # fmt: skip
     except DataError as error:
         if labels_are_used:
             hint = f"{error.hint}; images without class folders are not checked"

@@ -58,7 +58,7 @@ from resdeploy.export.quantization.held_out import (
 )
 from resdeploy.export.quantization.judge import Judgement, judge
 from resdeploy.export.quantization.result import Calibration
-from resdeploy.export.source_preprocessing import preprocessing_warnings
+from resdeploy.export.source_preprocessing import REMEDY, preprocessing_warnings
 from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
 from resdeploy.filesystem import new_directory, refuse_existing
 from resdeploy.images.preprocessing import (
@@ -68,6 +68,7 @@ from resdeploy.images.preprocessing import (
     image_digest,
     size_text,
 )
+from resdeploy.images.preprocessing_choice import assumption
 from resdeploy.images.preprocessing_settings import NOTHING_STATED, PreprocessingSettings
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.tensorrt.build import BuildReport, build, choose_flavour
@@ -193,20 +194,23 @@ def export(
         require_images(source, FEWEST_IMAGES if _has_target(config) else 1)
 
     preprocessing = source.preprocessing
+    name, size = source.checkpoint.architecture.name, size_text(preprocessing.image_size)
+    logger.info("exporting %s: %s at %s pixels", source.described, name, size)
+    if assumed := assumption(source.choice):
+        logger.info("%s; if that is wrong, stop this export, and %s", assumed, REMEDY)
     classifier = Classifier(source.checkpoint.network(), preprocessing)
-    with progress("checking the network", 0):
+    with progress("computing the golden logits", 0):
         if config.golden_data is None:
             golden_images, origin = choose_golden(source.pools, preprocessing, config.seed)
         else:
             golden_images = read_golden_images(config.golden_data, preprocessing, config.seed)
             origin = GoldenOrigin.DATA
         golden = make_golden(classifier, golden_images)
+    with progress("comparing the batch norms with the images", 0):
         check = check_network(classifier, source, config.seed)
     shift = check.shift if check else None
-    warnings = preprocessing_warnings(source.choice) + shift_warnings(check)
+    warnings = preprocessing_warnings(source.choice) + shift_warnings(check, source)
     warnings += label_warnings(check, source, labels_are_used=config.int8)
-    name, size = source.checkpoint.architecture.name, size_text(preprocessing.image_size)
-    logger.info("exporting %s at %s pixels", name, size)
     with progress("converting to ONNX", 0):
         model = to_onnx(classifier, preprocessing.image_size)
     calibration: Calibration | None = None
@@ -229,10 +233,11 @@ def export(
                 model, calibration.recipes, calibration.record(), artifacts, golden, progress,
                 calibration.statistics,
             )  # fmt: skip
-        manifest = write_other_files(
-            folder, output.name, source, artifacts, golden, origin, calibration, analysis,
-            work_of(model), warnings, shift,
-        )  # fmt: skip
+        with progress("writing the report", 0):
+            manifest = write_other_files(
+                folder, output.name, source, artifacts, golden, origin, calibration, analysis,
+                work_of(model), warnings, shift,
+            )  # fmt: skip
     bundle = Bundle(output, manifest)
     if config.sign is not None:
         sign_bundle(bundle, config.sign)
@@ -316,9 +321,11 @@ def _calibrate(
     )
     calibration = with_rounded_weights(calibration, progress)
     used = {*golden_digests, *calibration.digests, *calibration.selection_digests}
-    held_out = draw_held_out_images(
-        source, config.seed, plan.judged + plan.searched, used=used, used_paths=calibration.examined
-    )
+    with progress("reading held-out images", 0):
+        held_out = draw_held_out_images(
+            source, config.seed, plan.judged + plan.searched, used=used,
+            used_paths=calibration.examined,
+        )  # fmt: skip
     judged, searched = held_out.part(0, plan.judged), held_out.part(plan.judged)
     if _has_target(config) and len(calibration.scoring.images):
         context = SearchContext(

@@ -91,8 +91,9 @@ def refuse_wrong_labels(
     source: object,
     *,
     only_order: bool = False,
+    says_if_few: bool = True,
 ) -> None:
-    """Check the labels of images that `source` names; log a warning if the images are too few.
+    """Check the labels of images that `source` names; warn if the images are too few.
 
     `labels` are the true classes (N,), `predicted` those that the network predicts, best in FP32,
     `names` the names of the K classes. With `only_order`, predictions may be no better than chance.
@@ -123,7 +124,7 @@ def refuse_wrong_labels(
             "check that the labels are in the order of the network's classes, that image size, "
             "mean and std are those of the training, and that the weights are trained",
         )
-    if not check.better_than_chance:
+    if says_if_few and not check.better_than_chance:
         logger.warning(
             "%s of %d of the %d classes are too few to tell if the labels of %s are right: the "
             "predictions are correct for %s, and %s are expected by chance",

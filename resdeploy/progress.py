@@ -33,6 +33,11 @@ def silent(what: str, total: int) -> Iterator[Advance]:
     yield lambda done: None
 
 
+def named(progress: Progress, part: str) -> Progress:
+    """Return a progress that adds the name of a part to that of the work."""
+    return lambda what, total: progress(f"{what}, {part}", total)
+
+
 @dataclass(slots=True, eq=False)
 class _Stage:
     what: str
@@ -81,7 +86,7 @@ class ProgressDisplay:
     @contextmanager
     def stage(self, what: str, total: int) -> Iterator[Advance]:
         """Show a stage inside the context; it is complete if the context ends without an error."""
-        stage = _Stage(what, total, self._clock())
+        stage = _Stage(what, max(total, 0), self._clock())
         with self._lock:
             self._stages.append(stage)
             if len(self._stages) == 1:
@@ -120,7 +125,8 @@ class ProgressDisplay:
             if stage.shown and self._live is not None:
                 if stage.total:
                     self._live.console.print(_bars([(stage, outcome)]))
-            elif stage.shown:
+            elif stage.shown and (self._stages or stage.total or outcome.startswith("stopped")):
+                # The result of a command says how long the command as a whole took.
                 _write_line(f"{stage.what}: {outcome}")
             if not self._stages:
                 self.close()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,10 +20,13 @@ from resdeploy.images.decode import read_rgb
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Channels, Preprocessing, UInt8Array, image_digest
 from resdeploy.images.skipped import SkippedImages, reason_of
-from resdeploy.progress import Progress
+from resdeploy.progress import Advance, Progress
 from resdeploy.statistics import IntArray
+from resdeploy.tables import plural
 from resdeploy.train.data.augment import Augmentation, augment
 from resdeploy.train.model.resnet import Classifier, ResNet
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 32  # images that are scored together, and that the bootstrap draws together
 # On which batch norms are observed with the recorded statistics, which shows wrong normalisations;
@@ -86,14 +90,26 @@ class Scorer:
         self._progress = progress
         self._skipped = SkippedImages()
         self._known: dict[tuple[object, ...], Block] = {}
+        self._round = 0
+        logger.info(
+            "scoring the usual candidates in rounds, on %d images each at most; those that are "
+            "clearly worse on few images are left out of later rounds; resdeploy preprocess "
+            "--images N with a smaller N is faster and decides less", self.images,
+        )  # fmt: skip
 
     @property
     def images(self) -> int:
         """Number of images that every candidate can be scored on."""
         return min(self._images, len(self.files))
 
+    def phase(self, what: str, total: int) -> AbstractContextManager[Advance]:
+        """Show the progress of a part of the current round."""
+        return self._progress(f"round {self._round}, {what}", total)
+
     def extend(self, candidates: Iterable[Preprocessing], images: int) -> None:
-        """Score candidates on the first `images` images; each picture is decoded once per geometry.
+        """Score candidates on the first `images` images, and begin a new round.
+
+        Each picture is decoded once per geometry.
 
         Raises:
             DataError: None of the images can be decoded.
@@ -104,9 +120,11 @@ class Scorer:
             score = self.scores.setdefault(candidate, CandidateScore(candidate))
             groups[geometry].append(score)
         blocks = -(-images // BLOCK)
-        missing = sum(blocks - len(score.blocks) for group in groups.values() for score in group)
-        what = f"{len(self.scores)} candidates"
-        with self._progress(what, missing * BLOCK) as advance:
+        # A candidate may have been scored on more images already.
+        missing = sum(max(0, blocks - len(s.blocks)) for group in groups.values() for s in group)
+        self._round += 1
+        what = f"{plural(sum(map(len, groups.values())), 'candidate')} on {images} images"
+        with self.phase(what, missing * BLOCK) as advance:
             for geometry, group in groups.items():
                 for index in range(min(len(score.blocks) for score in group), blocks):
                     pixels = self._load(geometry, index * BLOCK, min(images, (index + 1) * BLOCK))

@@ -32,9 +32,12 @@ from resdeploy.export.preprocessing_search.candidates import (
 )  # fmt: skip
 from resdeploy.export.preprocessing_search.decision import (
     ALPHA,
+    CROP_MARGIN,
+    CROPPED_AREAS,
     DROP_ALPHA,
     ENOUGH_BLOCKS,
     GEOMETRY_POINTS,
+    LARGEST_DIVERGENCE,
     LEAST_RATIO_OF_FEW,
     batch_norm_divergence,
     common_blocks,
@@ -56,7 +59,7 @@ from resdeploy.images.class_folders import label_images, match_labels, split_fol
 from resdeploy.images.folder import find_images
 from resdeploy.images.preprocessing import Channels, CropOffset, Preprocessing, ResizeMode
 from resdeploy.label_check import check_labels, refuse_wrong_labels
-from resdeploy.progress import Progress, silent
+from resdeploy.progress import Advance, Progress, silent
 from resdeploy.result_files.preprocessing_search import CandidateResult, PreprocessingSearch
 from resdeploy.statistics import (
     IntArray,
@@ -65,6 +68,7 @@ from resdeploy.statistics import (
     upper_bound_of_difference,
     wilson_interval,
 )  # fmt: skip
+from resdeploy.tables import plural
 from resdeploy.train.checkpoint.load import Checkpoint
 from resdeploy.train.checkpoint.sources import crop_offset_of
 from resdeploy.train.model.architecture import Stem
@@ -74,14 +78,7 @@ logger = logging.getLogger(__name__)
 FIRST_LOOK = 64  # images on which every candidate is scored
 # The default number of images: 512 of 224 pixels, more if they are smaller.
 DEFAULT_PIXELS, MOST_IMAGES = 512 * 224 * 224, 5000
-# In nats: 0.001 to 0.01 is usual for the right candidate, 0.3 and more for a wrong normalisation.
-LARGEST_DIVERGENCE = 0.1
 AUGMENTED_BLOCKS = 8  # enough for the direction in which an augmentation moves the moments
-# Smallest parts of the area: torchvision's, that of `train`, and weak crops. Those between fit one.
-CROPPED_AREAS = (0.08, 0.3, 0.7)
-# Times the divergence of the nearest candidate: 0.59, 0.74 and 0.95 on networks with random crops,
-# and 1.03 to 1.46 on four others. If the weights still changed, both are mostly noise.
-CROP_MARGIN = 1.1
 MOST_CANDIDATES = 300  # bounds the time
 
 
@@ -126,8 +123,7 @@ def find_preprocessing(
         usual = SMALL_SIZES if small else LARGE_SIZES
         sizes = usual if stated is None else tuple(dict.fromkeys([stated.size[0], *usual]))
     limit = images or min(MOST_IMAGES, max(FIRST_LOOK, DEFAULT_PIXELS // sizes[0] ** 2))
-    scorer = Scorer(checkpoint.network(), files, limit, progress)
-    search = _Search(scorer, classes, names, data)
+    search = _Search(Scorer(checkpoint.network(), files, limit, progress), classes, names, data)
     offset = stated.crop_offset if stated else crop_offset_of(checkpoint)
     search.begin(sizes, stated, offset, gray=checkpoint.architecture.input_channels == 1)
     search.explore(sizes)
@@ -153,8 +149,7 @@ class _Search:
     def _labels(self) -> IntArray:
         files = self._scorer.files  # without those that could not be decoded so far
         if len(self._known_labels) != len(files):
-            classes = self._classes or {}
-            self._known_labels = np.array([classes[path] for path in files], np.int64)
+            self._known_labels = np.array([(self._classes or {})[path] for path in files], np.int64)
         return self._known_labels
 
     def begin(
@@ -235,7 +230,6 @@ class _Search:
                 0 if s.has_graph_of(best) else images_to_separate(self._paired(best, s), alpha) or 0
                 for s in others
             ]
-        same = np.all([s.predicted == best.predicted for s in left], axis=0)
         return PreprocessingSearch(
             verdict=Verdict.PASS if decided else Verdict.INCONCLUSIVE,
             preprocessing=best.preprocessing if decided else None,
@@ -243,7 +237,7 @@ class _Search:
             candidates=tuple(self._describe(best, s, alpha, left=s in left) for s in shown),
             labelled=self._classes is not None,
             images=best.images,
-            same_predictions=int(same.sum()),
+            same_predictions=int(np.all([s.predicted == best.predicted for s in left], 0).sum()),
             random_crops=self._random_crops,
             images_to_decide=max(needed) if min(needed[1:], default=0) else None,
         )
@@ -298,10 +292,12 @@ class _Search:
         """Return the candidates that may be the best."""
         best = self._best(scores)
         rivals = [s for s in scores if s is best or not self._is_worse(best, s, alpha)]
-        near = self._nearest(rivals)
-        return [s for s in rivals if not self._is_excluded(near, s, alpha)]
+        what = f"comparing the batch norms of {plural(len(rivals), 'candidate')}"
+        with self._scorer.phase(what, 2 * len(rivals)) as advance:
+            near = self._nearest(rivals, advance)
+            return [s for s in rivals if not self._is_excluded(near, s, alpha, advance)]
 
-    def _nearest(self, scores: Sequence[CandidateScore]) -> CandidateScore:
+    def _nearest(self, scores: Sequence[CandidateScore], advance: Advance) -> CandidateScore:
         """Return the candidate that the batch norms' recorded statistics are nearest to."""
         fewest = min(len(score.blocks) for score in scores)
         nearest = min(scores, key=lambda score: self._divergence(score, fewest))
@@ -312,6 +308,7 @@ class _Search:
             else:
                 closer = self._divergence(score, blocks) < self._divergence(nearest, blocks)
             nearest = score if closer else nearest
+            advance(1)
         return nearest
 
     def _is_worse(self, best: CandidateScore, other: CandidateScore, alpha: float) -> bool:
@@ -320,8 +317,11 @@ class _Search:
         points = GEOMETRY_POINTS if best.has_graph_of(other) else 0.0
         return is_worse(self._paired(best, other), alpha, points)
 
-    def _is_excluded(self, near: CandidateScore, far: CandidateScore, alpha: float) -> bool:
+    def _is_excluded(
+        self, near: CandidateScore, far: CandidateScore, alpha: float, advance: Advance
+    ) -> bool:
         """Return True if the batch norms show that another candidate is nearer."""
+        advance(1)
         blocks = common_blocks(near, far)
         one, two = (self._divergence(score, blocks) for score in (near, far))
         if near is far or math.isinf(one):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -29,7 +29,7 @@ from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration, Fold
 from resdeploy.export.quantization.simulate import batch_size, run_graph
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.progress import Progress
+from resdeploy.progress import Advance, Progress
 from resdeploy.statistics import agreement_percent, sqnr_db
 
 SCORING_IMAGES = 128
@@ -82,13 +82,14 @@ def calibrate(
         wanted=images + wanted_scoring,
         excluded=golden_digests,
         decoded=decoded,
+        uses=f" ({images} to calibrate, {wanted_scoring} to compare calibrators)",
     )
     usable = image_set.add(paths, batch_size(source.preprocessing.image_size))
     scoring, calibrating = _take(usable, wanted_scoring)
     equalizing, others = _take(calibrating, EQUALIZING_IMAGES)
     if equalizing and not learned:
-        with progress("equalising channels", 0):
-            model = _equalized(model, equalizing)
+        with progress("equalising channels", sum(map(len, equalizing))) as advance:
+            model = _equalized(model, _counted(equalizing, advance))
     edges = [edge for encoding in ENCODINGS for edge in place(model.graph, encoding)]
     tensors = list(dict.fromkeys(edge.range_of for edge in edges))
 
@@ -96,16 +97,16 @@ def calibrate(
     rounding: list[UInt8Array] = []
 
     def batches() -> Iterator[UInt8Array]:
-        with progress("calibrating", min(images, len(paths) - wanted_scoring)) as advance:
-            for batch in chain(equalizing, others):
-                if (missing := most - sum(map(len, rounding))) > 0:
-                    rounding.append(batch[:missing])
-                yield batch
-                advance(len(batch))
+        for batch in chain(equalizing, others):
+            if (missing := most - sum(map(len, rounding))) > 0:
+                rounding.append(batch[:missing])
+            yield batch
 
-    kept, rest_of_it = _take(batches(), cross_validated)
-    parts = np.array_split(np.concatenate(kept), min(FOLDS, sum(map(len, kept)))) if kept else []
-    by_part = _observe_parts(model, tensors, parts, rest_of_it)
+    with progress("calibrating", min(images, len(paths) - wanted_scoring)) as advance:
+        kept, rest = _take(batches(), cross_validated)
+        folds = min(FOLDS, sum(map(len, kept)))
+        parts = np.array_split(np.concatenate(kept), folds) if kept else []
+        by_part = _observe_parts(model, tensors, parts, rest, advance)
     statistics = _added(by_part)
     with progress("choosing ranges", 0):
         candidates = {
@@ -232,7 +233,14 @@ def _take(
     return taken, batches
 
 
-def _equalized(model: ir.Model, batches: Sequence[UInt8Array]) -> ir.Model:
+def _counted(batches: Iterable[UInt8Array], advance: Advance) -> Iterator[UInt8Array]:
+    """Yield the batches, and count the images of each after its use."""
+    for batch in batches:
+        yield batch
+        advance(len(batch))
+
+
+def _equalized(model: ir.Model, batches: Iterable[UInt8Array]) -> ir.Model:
     """Return the same network with its channels rescaled to similar ranges."""
     quantised = {edge.range_of for edge in place(model.graph, Encoding.TENSORRT)}
     groups = {
@@ -254,19 +262,19 @@ def _observe_parts(
     tensors: Sequence[str],
     parts: Sequence[UInt8Array],
     rest: Iterator[UInt8Array],
+    advance: Advance,
 ) -> list[dict[str, TensorStatistics]]:
     """Return the statistics of each part, and of the batches in `rest` if there are any."""
     graph = with_outputs(model, tensors)
     found = []
     for part in parts:
         size = batch_size(part.shape[1:3])
-        found.append(
-            observe(graph, tensors, (part[i : i + size] for i in range(0, len(part), size)))
-        )
+        batches = (part[i : i + size] for i in range(0, len(part), size))
+        found.append(observe(graph, tensors, _counted(batches, advance)))
     first = next(rest, None)
     if first is not None or not parts:
         remaining = rest if first is None else chain([first], rest)
-        found.append(observe(graph, tensors, remaining))
+        found.append(observe(graph, tensors, _counted(remaining, advance)))
     return found
 
 

@@ -37,7 +37,7 @@ from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.quantization.simulate import batch_size, round_at, sites_of
 from resdeploy.images.preprocessing import UInt8Array, pixel_count
-from resdeploy.progress import Progress
+from resdeploy.progress import Progress, named
 
 # Second moments of fewer images describe these images only. See docs/quantization.md.
 FEWEST_IMAGES = 48
@@ -61,7 +61,8 @@ def rounding_images(size: tuple[int, int]) -> int:
 def with_rounded_weights(calibration: Calibration, progress: Progress) -> Calibration:
     """Return the calibration with the CPU's weights rounded on its calibration images."""
     recipe = calibration.recipes[Encoding.CPU]
-    recipe = rounded_recipe(calibration, recipe, calibration.rounding, progress)
+    first = named(progress, f"graph 1 of {1 + len(calibration.folds)}")  # the others judge it
+    recipe = rounded_recipe(calibration, recipe, calibration.rounding, first)
     return replace(calibration, recipes={**calibration.recipes, Encoding.CPU: recipe})
 
 
@@ -101,7 +102,7 @@ def compensated_weights(
     later = dict.fromkeys(layers)  # in the order of the graph
     known = KnownActivations(batches)
     weights, biases = dict[str, QuantizedWeight](), dict[str, Float32Array]()
-    with progress("rounding", len(layers)) as advance:
+    with progress("rounding weights", len(layers)) as advance:
         for layer, node in layers.items():
             edge, quantised = inputs[layer], model.clone()
             insert_qdq(

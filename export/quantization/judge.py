@@ -19,7 +19,7 @@ from resdeploy.export.quantization.held_out import HeldOutImages
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration, Fold
 from resdeploy.export.quantization.simulate import run_graph
-from resdeploy.progress import Progress
+from resdeploy.progress import Progress, named
 from resdeploy.statistics import sqnr_db
 
 IMAGES_AT_ONCE = 512  # opening the graphs then takes little of the time, also at 32 pixels
@@ -72,7 +72,9 @@ def judge(
         (held_out.part(first, first + IMAGES_AT_ONCE), calibration.recipes)
         for first in range(0, len(held_out.images), IMAGES_AT_ONCE)
     ]
-    groups += [(fold.images, _recipes(calibration, fold, progress)) for fold in calibration.folds]
+    for index, fold in enumerate(calibration.folds):
+        numbered = named(progress, f"graph {index + 2} of {1 + len(calibration.folds)}")
+        groups.append((fold.images, _recipes(calibration, fold, numbered)))
     if not groups:
         return None
     start, slowest = clock(), 0.0

@@ -86,7 +86,9 @@ def quantized_start(
     preprocessing = source.preprocessing
     classifier = Classifier(network, preprocessing)
     check = check_network(classifier, source, config.seed)
-    for warning in shift_warnings(check) + label_warnings(check, source, labels_are_used=True):
+    for warning in shift_warnings(check, source) + label_warnings(
+        check, source, labels_are_used=True
+    ):
         logger.warning("%s; %s", warning.message, warning.hint)
     model = to_onnx(classifier, preprocessing.image_size)
     calibration = calibrate(

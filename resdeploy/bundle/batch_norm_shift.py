@@ -82,13 +82,18 @@ class BatchNormShift:
 
     @property
     def figures(self) -> str:
-        """Return both figures with their limits."""
-        return (
-            f"on {plural(self.images, 'image')}, their means are {self.mean_shift:.2g} standard "
-            f"deviations from those in training (limit {self.mean_limit:.2g}), and the variance at "
-            f"the first one differs by a factor of {variance_factor(self.first_variance_octaves)} "
-            f"(limit {variance_factor(self.variance_limit)})"
-        )
+        """Return the figures with their limits: those above them, or both if none is."""
+        both = [
+            (self.mean_shift / self.mean_limit,
+             f"their means are {self.mean_shift:.2g} standard deviations from those in training "
+             f"(limit {self.mean_limit:.2g})"),
+            (self.first_variance_octaves / self.variance_limit,
+             "the variance at the first one differs by a factor of "
+             f"{variance_factor(self.first_variance_octaves)} "
+             f"(limit {variance_factor(self.variance_limit)})"),
+        ]  # fmt: skip
+        texts = [text for share, text in both if share > 1 or self.fits]
+        return f"on {plural(self.images, 'image')}, {', and '.join(texts)}"
 
 
 def variance_factor(octaves: float) -> str:

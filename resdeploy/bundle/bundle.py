@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from resdeploy import __version__
@@ -265,11 +266,17 @@ def _no_bundle(path: Path) -> BundleError:
             f"{path} is a file of a bundle, not its folder", f"give the folder: {path.parent}"
         )
     if path.is_file():
-        hint = "give the folder that resdeploy export wrote"
+        hint = "give the folder that resdeploy export wrote; of weights, it writes one with: "
+        hint += f"resdeploy export {quote(str(path))}"
         return BundleError(f"{path} is a file, and a bundle is a folder", hint)
     hint = "create a bundle with resdeploy export"
     if (path / "model.json").is_file():  # a run of resdeploy train
-        hint = f"create a bundle of this run with: resdeploy export {path}"
+        hint = f"create a bundle of this run with: resdeploy export {quote(str(path))}"
+    elif (path / "state.json").is_file():
+        shown = quote(str(path))
+        hint = (
+            f"finish this run with resdeploy train --resume {shown}, then resdeploy export {shown}"
+        )
     return BundleError(f"{path} is not a bundle: it has no {MANIFEST}", hint)
 
 

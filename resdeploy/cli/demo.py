@@ -75,8 +75,8 @@ def demo_text(result: DemoResult) -> str:
             "",
             predictions_text(result.prediction),
             "",
-            f"wrote {result.bundle} and {result.report} in {result.seconds:.0f} s; next:",
-            f"  resdeploy predict {result.bundle} {result.prediction.path}",
-            "  resdeploy export --int8",
+            f"wrote {result.bundle} and {result.report} in {result.seconds:.0f} s",
+            f"next: resdeploy predict {result.bundle} {result.prediction.path}; "
+            f"resdeploy serve {result.bundle}",
         ]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from click import Choice, argument, option
@@ -204,7 +205,9 @@ def export_text(result: ExportResult) -> str:
         f"wrote {result.bundle} in {result.seconds:.0f} s",
         comparison_line(result.golden),
     ]
-    return "\n".join(lines + ([repository_text(result.triton)] if result.triton else []))
+    lines += [repository_text(result.triton)] if result.triton else []
+    shown = quote(str(result.bundle))
+    return "\n".join([*lines, f"next: resdeploy verify {shown}; resdeploy serve {shown}"])
 
 
 @result_text
@@ -263,10 +266,10 @@ def repository_text(result: TritonRepository) -> str:
 
 
 def shift_lines(shift: BatchNormShift | None) -> list[str]:
-    """Return a line about the batch norms; none without images."""
+    """Return a line about the batch norms, unless a warning says it; none without images."""
     from resdeploy.bundle.batch_norm_shift import shift_sentence
 
-    return [shift_sentence(shift)] if shift else []
+    return [shift_sentence(shift)] if shift and shift.fits else []
 
 
 def calibration_lines(record: CalibrationRecord | None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from click import Choice, argument, option
@@ -227,4 +228,4 @@ def training_text(result: TrainingResult) -> str:
     if result.best_epoch < result.epochs:
         lines.append(f"the saved network is that of epoch {result.best_epoch}, the best one")
     lines += unread_lines(result.unreadable, result.passed_over)
-    return "\n".join([*lines, "next: resdeploy export --fp16 --int8"])
+    return "\n".join([*lines, f"next: resdeploy export {quote(str(result.run))} --fp16 --int8"])

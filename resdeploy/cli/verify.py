@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from click import argument, option
@@ -12,6 +13,7 @@ from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.options.common import BACKEND, ISSUER, PRECISION, THREADS, FiniteRange
 from resdeploy.cli.options.console import PATH, CommandResult, command, exit_code, result_text
 from resdeploy.images.formats import unread_lines
+from resdeploy.readable_text import readable
 from resdeploy.tables import plural, table
 
 if TYPE_CHECKING:
@@ -57,7 +59,10 @@ def verify(bundle: Path, signer: str | None, issuer: str | None, **settings: Any
 
     opened = open_signed(bundle, make_signer(signer, issuer))
     result = run_verify(opened, progress=progress_bar, **settings)
-    return CommandResult(result, verification_text(result), exit_code(result.verdict))
+    text = verification_text(result)
+    if result.verdict.value != "fail":
+        text += f"\nnext: resdeploy serve {readable(quote(str(bundle)))}"
+    return CommandResult(result, text, exit_code(result.verdict))
 
 
 @result_text

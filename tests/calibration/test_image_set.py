@@ -91,7 +91,7 @@ def test_skipped_images_are_counted_by_reason(
     }  # fmt: skip
     assert "damaged.png" in caplog.text
     assert "flat.png: it has pixels of one colour only" in caplog.text
-    assert "using 5 calibration images; 100 were requested" in caplog.text
+    assert "using 5 calibration images, because there are no more; at most 100 would" in caplog.text
 
 
 def test_no_usable_image_is_an_error(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def run(tmp_path: Path, image_data: Path) -> Path:
     save_model(
         folder, make_classifier().network, labels=CLASSES,
         preprocessing=Preprocessing.standard(SIZE), data=str(image_data), config={}, metrics={},
-        provenance={},
+        provenance={"date": "2026-11-29T10:00:00+00:00"},
     )  # fmt: skip
     return folder
 
@@ -204,6 +204,29 @@ def test_a_missing_run_has_a_hint() -> None:
     with pytest.raises(CheckpointError, match="no finished run here") as caught:
         read_source(Path("runs/latest"))
     assert "resdeploy train" in str(caught.value.hint)
+
+
+def test_an_unfinished_run_is_named(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    half = Path("runs/half")
+    half.mkdir()
+    state = half / "state.safetensors"
+    state.touch()
+    with pytest.raises(CheckpointError, match="; runs/half is unfinished") as caught:
+        read_source(Path("runs/latest"))
+    assert "resdeploy train --resume runs/half" in str(caught.value.hint)
+    Path("runs/latest").symlink_to("one")
+    os.utime(state, (0, 0))  # older than the finished one
+    assert read_source(Path("runs/latest")).described == "runs/one (data, trained 2026-11-29)"
+    assert "runs/half" not in caplog.text
+    os.utime(state, (2**33, 2**33))
+    read_source(Path("runs/latest"))
+    assert "runs/half is newer, but its training has not finished" in caplog.text
+    assert "resdeploy train --resume runs/half" in caplog.text
+
+
+@pytest.mark.parametrize("image_size", [None, 2 * SIZE])
+def test_a_run_owns_its_images_with_its_own_settings(run: Path, image_size: int | None) -> None:
+    assert read_source(run, image_size=image_size).is_own is (image_size is None)
 
 
 def test_missing_calibration_data_is_a_data_error(tiny_checkpoint: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from resdeploy.bundle.batch_norm_shift import (
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.cli.export import export_text
 from resdeploy.errors import DataError
+from resdeploy.export import network_check, source_preprocessing
 from resdeploy.export.golden_images import synthetic_images
 from resdeploy.export.inputs import read_source
 from resdeploy.export.network_check import check_network, measure_shift, shift_warnings
@@ -210,12 +212,55 @@ def test_an_export_without_images_has_no_shift(checkpoint: Path) -> None:
     assert "Batch norms on the images" not in report
 
 
-def test_an_export_warns_of_a_wrong_image_size(checkpoint: Path, data: Path) -> None:
-    result = export(config(checkpoint, data, image_size=2 * SIZE))
+def test_an_export_warns_of_a_wrong_image_size(
+    checkpoint: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "resdeploy"):
+        result = export(config(checkpoint, data, image_size=2 * SIZE))
     assumed, warning = open_bundle(result.bundle).manifest.warnings
     assert "unlike those that the batch norms of the network saw in training" in warning.message
     assert "--image-size" in warning.hint
     assert result.warnings == (assumed, warning)
+    first = next(line for line in caplog.messages if line.startswith("exporting "))
+    assert first == f"exporting fitted.pth: resnet10 at {2 * SIZE} pixels"
+    assert "assumed: shorter side" in caplog.text
+    assert "resdeploy preprocess CHECKPOINT" in caplog.text
+    text = export_text(result)
+    assert text.count("standard deviations from") == 1
+    assert text.endswith("\nnext: resdeploy verify x.bundle; resdeploy serve x.bundle")
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_a_warning_has_one_cause_and_only_figures_above_the_limit(
+    checkpoint: Path, data: Path, fitted: ResNet, is_own: bool
+) -> None:
+    source = read_source(checkpoint, image_size=2 * SIZE, calibration_data=data)
+    check = check_network(Classifier(fitted, source.preprocessing), source, 0)
+    (warning,) = shift_warnings(check, dataclasses.replace(source, is_own=is_own))
+    assert ("unlike" in warning.message) is not is_own
+    assert ("have not settled on the run's training images: on 120" in warning.message) is is_own
+    assert ("--image-size" in warning.hint) is not is_own
+    assert ("--epochs" in warning.hint) is is_own
+    assert "standard deviations from those in training" in warning.message
+    assert "the variance at the first one" not in warning.message
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_only_an_assumed_size_is_compared_with_others(
+    checkpoint: Path,
+    data: Path,
+    fitted: ResNet,
+    stated: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(source_preprocessing, "DEFAULT_IMAGE_SIZE", 2 * SIZE)
+    monkeypatch.setattr(network_check, "TRIED_SIZES", (SIZE // 2, SIZE))
+    size = 2 * SIZE if stated else None
+    source = read_source(checkpoint, image_size=size, calibration_data=data)
+    check_network(Classifier(fitted, source.preprocessing), source, 0)
+    warning = f"contradict the assumed {2 * SIZE} pixels, and fit {SIZE}: stop this work"
+    assert (warning in caplog.text) is not stated
 
 
 def test_an_unreadable_image_is_passed_over(checkpoint: Path, data: Path, tmp_path: Path) -> None:
@@ -224,7 +269,7 @@ def test_an_unreadable_image_is_passed_over(checkpoint: Path, data: Path, tmp_pa
     source = read_source(checkpoint, image_size=SIZE, calibration_data=tmp_path / "few")
     classifier = Classifier(source.checkpoint.network(), Preprocessing(image_size=SIZE))
     assert check_network(classifier, source, 0) is None
-    assert shift_warnings(None) == []
+    assert shift_warnings(None, source) == []
     good = next((data / "train" / "red").iterdir())
     (tmp_path / "few" / "good.png").write_bytes(good.read_bytes())
     source = read_source(checkpoint, image_size=SIZE, calibration_data=tmp_path / "few")

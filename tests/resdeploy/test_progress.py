@@ -67,8 +67,16 @@ def test_a_log_has_a_plain_line_every_few_seconds(capsys: pytest.CaptureFixture[
         "calibrating: done in 10.0 s",
         "judging: 50 % (2 of 4), 0.7/s, 3 s left",
         "judging: stopped: 50 % (2 of 4), 0.4/s, 5 s left",
-        "export: done in 20.5 s",
-    ]
+    ]  # the result of the command says how long it took
+
+
+def test_a_negative_total_is_an_unknown_one(capsys: pytest.CaptureFixture[str]) -> None:
+    display = ProgressDisplay(clock=(clock := Clock()))
+    with display.stage("round 2", -192) as advance:
+        clock.now += 4
+        advance(32)
+        display.tick()
+    assert capsys.readouterr().err.splitlines() == ["round 2: working for 4 s"]
 
 
 def test_a_terminal_has_bars_that_end_full_or_say_why() -> None:

@@ -31,6 +31,7 @@ class RunDocument:
     data: str
     held_out: HeldOut | None = None
     learned_ranges: dict[str, float] | None = None
+    provenance: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.learned_ranges and min(self.learned_ranges.values()) <= 0:

@@ -282,6 +282,12 @@ def default_folder(data: str) -> Path:
     return RUNS / f"{readable(Path(data).resolve().name)}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
+def unfinished_runs() -> list[Path]:
+    """Return the folders in `runs/` whose training has not finished, the newest first."""
+    states = [s for s in RUNS.glob(f"*/{STATE_FILE}") if not (s.parent / MODEL_JSON).exists()]
+    return [s.parent for s in sorted(states, key=os.path.getmtime, reverse=True)]
+
+
 def update_latest_link(folder: Path) -> None:
     """Point the link `runs/latest` in the working folder to a finished run.
 

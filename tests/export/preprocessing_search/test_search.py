@@ -7,9 +7,11 @@ the same logits as before.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from resdeploy.images.preprocessing_choice import resize_for
 from resdeploy.images.preprocessing_files import read_preprocessing_file
 from resdeploy.images.preprocessing_settings import settings_of
 from resdeploy.json_documents import jsonable
-from resdeploy.progress import silent
+from resdeploy.progress import Advance, silent
 from resdeploy.result_files.preprocessing_search import PreprocessingSearch
 from resdeploy.statistics import Verdict
 from resdeploy.train.checkpoint.load import Checkpoint
@@ -130,6 +132,31 @@ def search(checkpoint: Checkpoint, data: Path, images: int = 64) -> Preprocessin
 @pytest.fixture(scope="module")
 def found(state: dict[str, torch.Tensor], data: Path) -> dict[str, PreprocessingSearch]:
     return {name: search(planted(state, right), data) for name, right in PLANTED.items()}
+
+
+def test_every_phase_has_its_round_and_the_right_total(
+    state: dict[str, torch.Tensor], data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    phases = list[tuple[str, int]]()
+
+    @contextmanager
+    def record(what: str, total: int) -> Iterator[Advance]:
+        counts = list[int]()
+        yield counts.append
+        phases.append((what, total))
+        assert sum(counts) <= total
+        assert sum(counts) == total or "comparing" in what
+
+    caplog.set_level(logging.INFO, "resdeploy")
+    find_preprocessing(
+        planted(state, HALF), CLASSES, data, sizes=(SIZE,), images=96, progress=record
+    )
+    assert "on 96 images each at most" in caplog.text
+    rounds = [what for what, _ in phases if "comparing" not in what]
+    assert len(rounds) > 2
+    for number, what in enumerate(rounds, start=1):
+        assert re.fullmatch(rf"round {number}, \d+ candidates? on (64|96) images", what)
+    assert any(re.match(r"round \d+, comparing the batch norms of", what) for what, _ in phases)
 
 
 @pytest.mark.parametrize("name", PLANTED)

@@ -212,6 +212,27 @@ def test_a_bundle_that_does_not_exist_is_named(tmp_path: Path) -> None:
     assert caught.value.hint == "create a bundle with resdeploy export"
 
 
+@pytest.mark.parametrize(
+    ("files", "given", "hint"),
+    [
+        (["model.json"], "", "create a bundle of this run with: resdeploy export {}"),
+        (["state.json"], "", "resdeploy train --resume {}, then resdeploy export {}"),
+        (["a.pth"], "a.pth", "of weights, it writes one with: resdeploy export {}"),
+    ],
+)
+def test_a_run_or_weights_get_the_command_for_a_bundle(
+    tmp_path: Path, files: list[str], given: str, hint: str
+) -> None:
+    path = tmp_path / "my run" / given
+    for name in files:
+        path.parent.mkdir(exist_ok=True)
+        (tmp_path / "my run").mkdir(exist_ok=True)
+        (tmp_path / "my run" / name).touch()
+    with pytest.raises(BundleError) as caught:
+        open_bundle(path)
+    assert hint.replace("{}", f"'{path}'") in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("schema", [0, 2, 99, "1", None, [1]])
 def test_rejects_an_unknown_schema(copy: Path, schema: object) -> None:
     edit_manifest(copy, lambda document: document.update(schema=schema))
