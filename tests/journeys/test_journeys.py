@@ -146,7 +146,7 @@ def test_an_interrupted_export_leaves_no_partial_bundle(
 def test_progress_and_logs_never_reach_stdout(tiny_checkpoint: Path) -> None:
     output, errors = resdeploy("export", tiny_checkpoint, "--image-size", 32, "--json")
     assert json.loads(output)["bundle"] == "tiny.bundle"
-    assert "exporting resnet10 at 32 pixels" in errors
+    assert "exporting tiny.pth: resnet10 at 32 pixels" in errors
 
 
 # Tests that need the development data
