@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from os.path import getmtime
 from pathlib import Path
-from shlex import quote
 
 from resdeploy.errors import CheckpointError, DataError, ExportError, ImageError
 from resdeploy.export.source_preprocessing import choose_source_preprocessing
@@ -30,7 +29,7 @@ from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import shown_path
 from resdeploy.train.checkpoint.contents import Weights
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
-from resdeploy.train.checkpoint.run import MODEL_JSON, recorded_run
+from resdeploy.train.checkpoint.run import MODEL_JSON, recorded_run, ways_to_go_on
 from resdeploy.train.checkpoint.stated import first_difference, repeated_labels
 from resdeploy.train.config import DIGITS
 from resdeploy.train.data.shards import find_shards
@@ -174,13 +173,12 @@ def read_source(
 def _check_latest() -> None:
     """Refuse an export without a finished run; log a warning if a newer run has not finished."""
     newest = next(iter(unfinished_runs()), None)
-    remedy = f"continue it with resdeploy train --resume {quote(str(newest))}"
+    remedy = ways_to_go_on(newest) if newest else "run resdeploy train first"
     if not LATEST.exists():
         raise CheckpointError(
             f"there is no finished run here: {LATEST} does not exist"
             + (f"; {newest} is unfinished" if newest else ""),
-            (remedy if newest else "run resdeploy train first")
-            + ", or name a checkpoint: resdeploy export SOURCE",
+            f"{remedy}; or name a checkpoint: resdeploy export SOURCE",
         )
     finished = LATEST / MODEL_JSON  # `load_checkpoint` refuses a run without it
     if newest and finished.exists() and getmtime(newest / STATE_FILE) > getmtime(finished):

@@ -274,9 +274,8 @@ def _no_bundle(path: Path) -> BundleError:
         hint = f"create a bundle of this run with: resdeploy export {quote(str(path))}"
     elif (path / "state.json").is_file():
         shown = quote(str(path))
-        hint = (
-            f"finish this run with resdeploy train --resume {shown}, then resdeploy export {shown}"
-        )
+        hint = f"finish this run with resdeploy train --resume {shown}, "
+        hint += f"or with --finish after its best epoch so far; then resdeploy export {shown}"
     return BundleError(f"{path} is not a bundle: it has no {MANIFEST}", hint)
 
 

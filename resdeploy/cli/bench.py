@@ -166,7 +166,7 @@ def benchmark_text(result: Benchmark) -> str:
             "p50 and p99: median and 99th percentile of the time of a call; speed-up: against "
             "PyTorch eager; cold start: from the start of a process to its first result"
             + ("; limit: the roofline of this machine" if "share of limit" in columns else ""),
-            *([SPEEDUP_RULE] if len(timings) > 1 and timings[0].speedup else []),
+            *([SPEEDUP_RULE] if any(t.speedup for t in timings[1:]) else []),
             *([ABOVE_LIMIT] if any((t.limit_share or 0) > 1 for t in timings) else []),
             f"{environment.model} at {size_text(environment.image_size)} pixels, "
             f"mode {environment.mode}, batch {timings[0].batch}, "
