@@ -46,6 +46,14 @@ from tests.samples import CLASSES, SIZE, TINY
 from tests.train.learners import make_batch, make_learner
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """Let SIGINT interrupt, although a shell starts commands in the background without it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def config(image_data: Path, tiny_checkpoint: Path) -> TrainingConfig:
     """Return the settings of three short epochs of the small network."""

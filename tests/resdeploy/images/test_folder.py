@@ -45,7 +45,7 @@ def test_images_are_sorted_and_their_suffix_ignores_case(tmp_path: Path) -> None
 def test_a_missing_folder_a_file_and_an_empty_folder_are_data_errors(tmp_path: Path) -> None:
     touch(tmp_path, "file.png")
     (tmp_path / "empty").mkdir()
-    for name, message in (("nothing", "not a folder"), ("file.png", "not a folder")):
+    for name, message in (("nothing", "there is no folder"), ("file.png", "not a folder")):
         with pytest.raises(DataError, match=message):
             list_images(tmp_path / name)
     with pytest.raises(DataError, match="holds no images") as caught:
