@@ -62,10 +62,11 @@ def _fastest(good: Sequence[ArtifactResult], benchmark: Benchmark) -> str:
     if not timings:
         return _any_of(good)
     best = max(timings, key=lambda timing: timing.images_per_second)
+    untimed = sorted({backend for backend, _ in allowed} - {timing.contender for timing in timings})
     return (
         f"Deploy {graph_name(best.precision, best.encoding)}.onnx with the backend "
         f"{best.contender}: of the files that passed the verification, it is the fastest on this "
-        "machine."
+        f"machine{'; not timed: ' if untimed else ''}{', '.join(untimed)}."
     )
 
 

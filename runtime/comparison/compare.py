@@ -68,11 +68,12 @@ def compare(
     changes = compare_benchmarks(benchmarks[0], benchmarks[1], config.max_slowdown)
     verdicts = [line.verdict for line in changes.lines]
     verdicts += [Verdict.INCONCLUSIVE] if changes.missing else []
+    names = _distinct(without_folders(first), without_folders(second))
     return Comparison(
         # A difference between two machines is no evidence for either version.
         verdict=Verdict.INCONCLUSIVE if changes.notices else worst_verdict(verdicts),
-        first=without_folders(first),
-        second=without_folders(second),
+        first=names[0],
+        second=names[1],
         max_drop=config.max_drop,
         max_slowdown=config.max_slowdown,
         latency=changes.lines,
@@ -81,6 +82,11 @@ def compare(
         notices=changes.notices,
         environment=Environment.collect(),
     )
+
+
+def _distinct(first: str, second: str) -> tuple[str, str]:
+    """Return names that differ, as those of `monday/r34.bundle` and `today/r34.bundle` do not."""
+    return (f"{first} (first)", f"{second} (second)") if first == second else (first, second)
 
 
 def compare_bundles(
@@ -94,10 +100,11 @@ def compare_bundles(
     Raises:
         BackendError, BundleError, DataError: See `compare`.
     """
+    names = _distinct(shown_path(first.path), shown_path(second.path))
     found = Comparison(
         verdict=Verdict.PASS,
-        first=shown_path(first.path),
-        second=shown_path(second.path),
+        first=names[0],
+        second=names[1],
         max_drop=config.max_drop,
         max_slowdown=config.max_slowdown,
         warnings=_warnings(first, second),

@@ -216,7 +216,11 @@ def test_a_bundle_that_does_not_exist_is_named(tmp_path: Path) -> None:
     ("files", "given", "hint"),
     [
         (["model.json"], "", "create a bundle of this run with: resdeploy export {}"),
-        (["state.json"], "", "train --resume {}, or with --finish after its best epoch so far; then "),
+        (
+            ["state.json"],
+            "",
+            "train --resume {}, or with --finish after its best epoch so far; then ",
+        ),
         (["a.pth"], "a.pth", "of weights, it writes one with: resdeploy export {}"),
     ],
 )

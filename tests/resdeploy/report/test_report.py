@@ -343,6 +343,8 @@ def test_the_fastest_file_that_passed_is_to_be_deployed(verification: Verificati
     slower = [r for r in results if r.encoding is not Encoding.CPU]
     failed = [replace(r, verdict=Verdict.FAIL) for r in results if r.encoding is Encoding.CPU]
     assert advice(*slower, *failed).startswith("Deploy fp32.onnx with the backend onnxruntime-cpu")
+    elsewhere = replace(results[0], backend="openvino")
+    assert advice(*results, elsewhere).endswith("fastest on this machine; not timed: openvino.")
     assert advice(*failed) == "Deploy no file of this bundle: none passed the verification."
     # Times of another bundle or machine say nothing about these files.
     for other in ({"bundle": "other.bundle"}, {"device": Device(cpu="another")}):

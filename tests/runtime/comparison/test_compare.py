@@ -337,6 +337,9 @@ def test_identical_bundles_pass_without_running(
     (tmp_path / "link").symlink_to(tiny_bundle.path)
     itself = compare(str(tiny_bundle.path), str(tmp_path / "link"), CompareConfig())
     assert itself.identical
+    same = compare(str(tiny_bundle.path), str(tiny_bundle.path), CompareConfig())
+    assert same.first.endswith(" (first)")
+    assert same.second == f"{same.first.removesuffix('(first)')}(second)"
 
 
 def test_names_what_differs_between_identical_bundles(tiny_bundle: Bundle, tmp_path: Path) -> None:
