@@ -219,7 +219,7 @@ def test_a_bundle_that_does_not_exist_is_named(tmp_path: Path) -> None:
         (
             ["state.json"],
             "",
-            "train --resume {}, or with --finish after its best epoch so far; then ",
+            "--resume {}, or with --finish after its best epoch so far; then ",
         ),
         (["a.pth"], "a.pth", "of weights, it writes one with: resdeploy export {}"),
     ],
