@@ -230,7 +230,7 @@ def test_a_run_owns_its_images_with_its_own_settings(run: Path, image_size: int 
 
 
 def test_missing_calibration_data_is_a_data_error(tiny_checkpoint: Path) -> None:
-    with pytest.raises(DataError, match="not a folder"):
+    with pytest.raises(DataError, match="there is no folder"):
         read_source(tiny_checkpoint, calibration_data=Path("nowhere"))
 
 

@@ -175,7 +175,7 @@ def test_an_existing_bundle_needs_force(
 ) -> None:
     with pytest.raises(OutputError, match="exists already"):
         replace_golden(tiny_bundle, pictures, tiny_bundle.path)
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="there is no folder"):
         replace_golden(tiny_bundle, tmp_path / "nowhere", tmp_path / "new.bundle")
 
 

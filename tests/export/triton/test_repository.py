@@ -253,7 +253,7 @@ def test_export_writes_bundle_and_repository_at_once(tiny_checkpoint: Path) -> N
     assert result.triton is not None
     assert [model.name for model in result.triton.models] == ["x-fp32"]
     assert not Path("models", PLANS).exists()
-    assert export_text(result).splitlines()[-1] == "wrote models from x.bundle"
+    assert export_text(result).splitlines()[-2] == "wrote models from x.bundle"
 
 
 def test_an_existing_repository_is_rejected_before_the_export(tiny_checkpoint: Path) -> None:
