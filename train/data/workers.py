@@ -23,6 +23,7 @@ SHARED_MEMORY = "/dev/shm"  # PyTorch passes batches from process to process in 
 BATCHES_AHEAD = 2  # that a worker decodes before they are needed
 PAGES = 3 * 4096  # bytes: the images, labels and flags of a batch each fill whole pages
 BATCHES_IN_USE = 2  # the batch of this step, and the next one while it is received
+SAVING_SECONDS = 5.0  # a step and its state; the next batch is not asked for
 
 
 def default_workers() -> int:
@@ -36,10 +37,16 @@ def default_workers() -> int:
 def outlive_first_signal(_: int) -> None:
     """Let a worker live while its training saves its state: a signal may reach a whole group.
 
-    The DataLoader ends its workers by a message, and by SIGTERM only if that fails.
+    The DataLoader ends its workers by a message. Python ends those that do not read it by a single
+    SIGTERM at its exit, and waits for them, so that a worker must not outlive it for long.
     """
+
+    def end_later(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, SAVING_SECONDS)  # SIGALRM ends the worker
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, end_later)
 
 
 def affordable_workers(requested: int | None, image_size: ImageSize, images: Sequence[int]) -> int:

@@ -120,19 +120,26 @@ QUICK = (
 
 def test_the_server_repeats_the_warnings_of_its_bundle(doubtful_bundle: Bundle) -> None:
     excess = ("--threads", 1, "--instances", 64)
-    with ServerProcess(doubtful_bundle.path, *excess, terminal=True, code=QUICK) as server:
+    with ServerProcess(doubtful_bundle.path, *excess, code=QUICK) as server:
         server.until_ready()
         assert server.wait_for("loading")["model"] == "doubtful"  # every few seconds
         line = server.wait_for(lambda line: "exceed" in line["message"])
         assert f"exceed the {available_cores()} cores" in line["message"]
-        # On a terminal, the log tells how to begin.
-        server.wait_for(lambda line: f":{server.port}/docs describes" in line["message"])
-        server.wait_for(lambda line: line["message"].startswith("curl -F image=@PICTURE http"))
         line = server.wait_for("int8 deviates from FP32: agreement 90.6 %, limit 98 %")
         assert (line["level"], line["model"]) == ("warning", "doubtful")
         assert line["hint"] == "calibrate on more images"
         (model,) = server.ask("/v1/stats").json["models"]
         assert model["warnings"] == [line["message"]]
+
+
+def test_a_terminal_shows_short_lines_and_how_to_begin(doubtful_bundle: Bundle) -> None:
+    with ServerProcess(doubtful_bundle.path, "--threads", 1, terminal=True) as server:
+        server.wait_for(lambda line: line["message"].startswith("curl -F image=@PICTURE http"))
+        shown = [line["message"] for line in server.log]
+    assert shown[0].startswith("listening: host 127.0.0.1, port ")
+    assert any(line.startswith("warning: int8 deviates from FP32: ") for line in shown)
+    assert "/docs describes the interface), or type" in shown[-3]
+    assert max(map(len, shown)) < 200
 
 
 def test_a_reload_loses_no_request(tiny_bundle: Bundle, tmp_path: Path) -> None:
