@@ -100,11 +100,11 @@ def compare_bundles(
     Raises:
         BackendError, BundleError, DataError: See `compare`.
     """
-    names = _distinct(shown_path(first.path), shown_path(second.path))
+    shown = _distinct(shown_path(first.path), shown_path(second.path))
     found = Comparison(
         verdict=Verdict.PASS,
-        first=names[0],
-        second=names[1],
+        first=shown[0],
+        second=shown[1],
         max_drop=config.max_drop,
         max_slowdown=config.max_slowdown,
         warnings=_warnings(first, second),
