@@ -136,7 +136,7 @@ def command(
     """
     show = progress_bar if shows_progress else silent
 
-    @click.command()
+    @click.command(context_settings={"help_option_names": ["-h", "--help"]})
     @functools.wraps(function)
     def run_command(*, as_json: bool, verbose: bool, debug: bool, **arguments: Any) -> None:
         in_json = not shows_progress and not sys.stderr.isatty()

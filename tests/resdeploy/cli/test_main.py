@@ -266,7 +266,7 @@ def test_compare_and_report_have_the_documented_keys(tiny_bundle: Bundle) -> Non
     assert invoke("report", path, "comparison.json", "-o", "r.html").stdout == "r.html\n"
     assert Path("r.html").read_text().startswith("<!doctype html>")
     assert invoke("report", "comparison.json", "--markdown").stdout.startswith(
-        "## Comparison of tiny.bundle with tiny.bundle: pass"
+        "## Comparison of tiny.bundle (second) with tiny.bundle (first): pass"
     )
     assert document("report", path, "--force")["report"] == "report.html"
 
