@@ -29,7 +29,7 @@ from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import shown_path
 from resdeploy.train.checkpoint.contents import Weights
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
-from resdeploy.train.checkpoint.run import MODEL_JSON, recorded_run, ways_to_go_on
+from resdeploy.train.checkpoint.run import MODEL_JSON, RunDocument, recorded_run, ways_to_go_on
 from resdeploy.train.checkpoint.stated import first_difference, repeated_labels
 from resdeploy.train.config import DIGITS
 from resdeploy.train.data.shards import find_shards
@@ -64,8 +64,8 @@ class Source:
     pools: ImagePools
     classes: Mapping[Path, int] = field(default_factory=dict)
     """Class of each image in a class folder, as far as known."""
-    held_out: HeldOut | None = None
-    """Images that the training held out, if its data has no folder for them."""
+    run: RunDocument | None = None
+    """Description of the run that the checkpoint is of."""
     is_own: bool = False
     """True for the images of a run with the pre-processing of its training."""
 
@@ -88,11 +88,16 @@ class Source:
     @property
     def described(self) -> str:
         """Return the path of the checkpoint, for a run with its data and the day of its end."""
-        shown, run = shown_path(self.checkpoint.path), recorded_run(self.checkpoint.path)
-        if run is None:
+        shown = shown_path(self.checkpoint.path)
+        if self.run is None:
             return shown
-        day = str((run.provenance or {}).get("date", "earlier"))[:10]
-        return f"{shown} ({Path(run.data).name}, trained {day})"
+        day = str((self.run.provenance or {}).get("date", "earlier"))[:10]
+        return f"{shown} ({Path(self.run.data).name}, trained {day})"
+
+    @property
+    def held_out(self) -> HeldOut | None:
+        """Return the record of the images that the training held out, if there is one."""
+        return self.run.held_out if self.run else None
 
     def classes_of(self, paths: Sequence[Path]) -> list[int] | None:
         """Return the class of each image, or None if that of any is not known."""
@@ -165,7 +170,7 @@ def read_source(
         choice=choice,
         pools=pools,
         classes=_find_classes(pools, names, str(checkpoint.path)),
-        held_out=known,
+        run=run,
         is_own=calibration_data is None and {*choice.origins.values()} == {"the run"},
     )
 

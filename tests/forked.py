@@ -17,7 +17,6 @@ from pathlib import Path
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
-        "matplotlib.pyplot",
         "onnxruntime",
         "torch._dynamo",
         "torch.distributed",

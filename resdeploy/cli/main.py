@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from resdeploy import __version__
-from resdeploy.cli.options.console import ReadableGroup
+from resdeploy.cli.options.console import HELP, ReadableGroup
 
 NAMES = (
     "demo", "train", "inspect", "preprocess", "export", "build", "sign", "verify", "bench",
@@ -33,7 +33,7 @@ class _Commands(UserDict[str, Any]):
 @click.group(
     cls=ReadableGroup,
     commands=_Commands(dict.fromkeys(NAMES)),
-    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+    context_settings={**HELP, "show_default": True},
 )
 @click.version_option(__version__, prog_name="resdeploy")
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from resdeploy.bundle.manifest import graph_name
-from resdeploy.result_files.benchmark import Benchmark
+from resdeploy.result_files.benchmark import Benchmark, Timing
 from resdeploy.result_files.comparison import Comparison
 from resdeploy.result_files.verification import ArtifactResult, Verification
 from resdeploy.statistics import Verdict
@@ -55,18 +55,16 @@ def _same_bundle(result: Benchmark, verification: Verification) -> bool:
 def _fastest(good: Sequence[ArtifactResult], benchmark: Benchmark) -> str:
     allowed = {(line.backend, _file(line)) for line in good}
     timings = [
-        timing
-        for timing in benchmark.results
-        if (timing.contender, f"{graph_name(timing.precision, timing.encoding)}.onnx") in allowed
+        timing for timing in benchmark.results if (timing.contender, _file(timing)) in allowed
     ]
     if not timings:
         return _any_of(good)
     best = max(timings, key=lambda timing: timing.images_per_second)
     untimed = sorted({backend for backend, _ in allowed} - {timing.contender for timing in timings})
     return (
-        f"Deploy {graph_name(best.precision, best.encoding)}.onnx with the backend "
-        f"{best.contender}: of the files that passed the verification, it is the fastest on this "
-        f"machine{'; not timed: ' if untimed else ''}{', '.join(untimed)}."
+        f"Deploy {_file(best)} with the backend {best.contender}: of the files that passed the "
+        "verification, it is the fastest on this machine"
+        f"{'; not timed: ' if untimed else ''}{', '.join(untimed)}."
     )
 
 
@@ -75,5 +73,5 @@ def _any_of(good: Sequence[ArtifactResult]) -> str:
     return f"Deploy one of the files that passed: {files}. resdeploy bench finds the fastest."
 
 
-def _file(line: ArtifactResult) -> str:
+def _file(line: ArtifactResult | Timing) -> str:
     return f"{graph_name(line.precision, line.encoding)}.onnx"

@@ -38,9 +38,14 @@ class RunDocument:
             raise ValueError("learned_ranges has a value that is not above 0")
 
 
+def resume_command(folder: Path) -> str:
+    """Return the command that continues an unfinished run."""
+    return f"resdeploy train --resume {quote(str(folder))}"
+
+
 def ways_to_go_on(folder: Path) -> str:
     """Return the commands that continue an unfinished run, or end it with its best epoch."""
-    resume = f"resdeploy train --resume {quote(str(folder))}"
+    resume = resume_command(folder)
     end = f"; to end with the best epoch so far: {resume} --finish"
     return f"to continue: {resume}{end if (folder / METRICS).is_file() else ''}"
 

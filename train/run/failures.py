@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from resdeploy.errors import Interrupted, OutputError, TrainingError
-from resdeploy.train.checkpoint.run import ways_to_go_on
+from resdeploy.train.checkpoint.run import resume_command, ways_to_go_on
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.dataset import SECONDS_PER_BATCH
 from resdeploy.train.run.folder import STATE_FILE, RunPosition, load_state
@@ -78,13 +77,14 @@ def explained_failures(
         OutputError: A file cannot be written.
         TrainingError: PyTorch failed for a reason that a user can mend.
     """
-    resume = f"resdeploy train --resume {shlex.quote(str(folder))}"
+    resume = resume_command(folder)
     try:
         with awaited_stop(alone=alone) as request:
             yield request
     except KeyboardInterrupt as stop:
-        code = getattr(stop, "code", 1)
-        lost = "" if isinstance(stop, Interrupted) else " (what came later is lost)"
+        code, lost = 1, " (what came later is lost)"
+        if isinstance(stop, Interrupted):
+            code, lost = stop.code, ""
         message = f"{'interrupted' if code == 1 else 'terminated'}; saved after {saved()}{lost}; "
         message += ways_to_go_on(folder)
         log("%s", message)

@@ -30,6 +30,7 @@ from resdeploy.cli.options.variables import (
 )
 from resdeploy.errors import (
     BundleError,
+    Interrupted,
     ResdeployError,
     missing_dependency,
     one_line_reason,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from resdeploy.statistics import Verdict
 
 logger = logging.getLogger(__name__)
+HELP = {"help_option_names": ["-h", "--help"]}  # settings of each command and of the group
 SWAPPED_WORDS = 3  # in a hint, of which a shell may have written hundreds
 LOGGED_WARNINGS = 100  # in a document; a server may log any number
 PATH = click.Path(path_type=Path, readable=False)
@@ -136,7 +138,7 @@ def command(
     """
     show = progress_bar if shows_progress else silent
 
-    @click.command(context_settings={"help_option_names": ["-h", "--help"]})
+    @click.command(context_settings=HELP)
     @functools.wraps(function)
     def run_command(*, as_json: bool, verbose: bool, debug: bool, **arguments: Any) -> None:
         in_json = not shows_progress and not sys.stderr.isatty()
@@ -233,11 +235,11 @@ def _readable_errors(*, as_json: bool) -> Iterator[None]:
             _print_document(Failure(error.format_message(), hint, error.exit_code), ())
         raise
     except KeyboardInterrupt as stop:
-        code = getattr(stop, "code", None)
+        code = stop.code if isinstance(stop, Interrupted) else None
         if as_json:
             what = readable(str(stop)) or "interrupted"
             _print_document(Failure(what, None, code or ExitCode.FAILED), ())
-        if code is not None:  # `Interrupted`: click would print another message
+        if code is not None:  # click would print another message
             sys.exit(code)
         raise
 
