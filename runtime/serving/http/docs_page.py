@@ -101,13 +101,16 @@ def _examples(url: str, models: Sequence[str], size: tuple[int, int], *, needs_t
         '<section class="wide"><h2>Classify a picture</h2>',
         _code(f"curl{token} -F image=@cat.jpg {classify}"),
         secret if needs_token else served if models else "",
-        "<p>Several pictures in one request, of which one that cannot be decoded has an error in "
-        "the place of its classes, or one picture as the body:</p>",
+        "<p>A form may have several pictures; one that cannot be decoded then has an error instead "
+        "of classes. A single picture may be the body itself. Pictures in JSON, as base64, are not "
+        "accepted.</p>",
         _code(
             f"curl{token} -F a=@cat.jpg -F b=@notes.txt {classify}",
             f"curl{token} --data-binary @cat.jpg {classify}",
         ),
-        "<details><summary>An answer</summary>" + _code(answer) + "</details></section>",
+        "<details><summary>Example of an answer</summary>"
+        + _code(answer)
+        + "</details></section>",
         '<section class="wide"><h2>Send a tensor</h2>',
         "<p>The Open Inference Protocol takes images of the model's size as RGB values, here a "
         "black one in JSON, and returns the logits. The first command shows the size:</p>",
@@ -127,7 +130,7 @@ def _reference(document: Mapping[str, Any]) -> str:
         '<p>The same for programs: <a href="/openapi.json">OpenAPI document</a>. If the server '
         "needs a token, send it in the header <code>Authorization: Bearer TOKEN</code>.</p>",
     ]
-    for path, item in sorted(document["paths"].items()):
+    for path, item in sorted(document["paths"].items(), key=_order):
         for method in sorted({"get", "post"} & set(item)):
             shared = {"parameters": item["parameters"]} if "parameters" in item else {}
             title = f"<code>{method.upper()} {path}</code> {escape(item[method]['summary'])}"
@@ -140,10 +143,14 @@ def _reference(document: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _order(item: tuple[str, object]) -> tuple[bool, str]:
+    return not item[0].startswith("/v"), item[0]  # probes and metrics come last
+
+
 def _entry(title: str, content: Any) -> str:
     text = msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
     return f"<details><summary>{title}</summary>{_code(text)}</details>"
 
 
 def _code(*commands: str) -> str:
-    return f"<pre><code>{escape(chr(10).join(commands))}</code></pre>"
+    return "\n".join(f"<pre><code>{escape(command)}</code></pre>" for command in commands)
