@@ -182,8 +182,10 @@ class Decoder:
 
     async def decode(
         self, files: Sequence[bytes | memoryview], preprocessing: Preprocessing, deadline: float
-    ) -> UInt8Array:
-        """Return the pixels, uint8 (N, H, W, 3), of the contents of N image files.
+    ) -> tuple[UInt8Array, list[str | None]]:
+        """Return the pixels of the files that can be decoded, and for each file why it cannot.
+
+        The pixels are uint8 (N, H, W, 3), in the order of the N files whose reason is None.
 
         At `deadline`, a time of the event loop's clock, or when this is cancelled, the processes
         that decode these files are killed.
@@ -192,37 +194,35 @@ class Decoder:
             DeadlineExceeded: The deadline passed.
             QueueFull: Too many large pictures wait.
             Unavailable: No process can be started.
-            RequestError: A file cannot be decoded.
+            RequestError: No file can be decoded.
         """
         pixels = np.empty((len(files), *preprocessing.size, 3), np.uint8)
         settings = _pickled(preprocessing)
         places = asyncio.Semaphore(self._places)  # one request cannot fill the queue
 
-        async def decode_one(number: int) -> None:
+        async def decode_one(number: int) -> str | None:
             async with places:
-                reason = await self._decode(settings, files[number], pixels[number].data.cast("B"))
-            if reason is not None:
-                raise RequestError(f"file {number + 1}: {reason}" if len(files) > 1 else reason)
+                return await self._decode(settings, files[number], pixels[number].data.cast("B"))
 
         late = DeadlineExceeded("the deadline passed before the picture was decoded")
         self._pending += len(files)
-        jobs: list[asyncio.Future[None]] = []
+        jobs: list[asyncio.Future[str | None]] = []
         try:
             with interruptible(deadline, late):
                 if len(files) == 1:
-                    await decode_one(0)
-                    return pixels
-                jobs += [asyncio.ensure_future(decode_one(number)) for number in range(len(files))]
-                await asyncio.wait(jobs, return_when=asyncio.FIRST_EXCEPTION)
-                for job in jobs:  # in order, so that the first damaged file is named
-                    if job.done():
-                        job.result()
+                    reasons = [await decode_one(0)]
+                else:
+                    jobs += [asyncio.ensure_future(decode_one(n)) for n in range(len(files))]
+                    reasons = list(await asyncio.gather(*jobs))
         finally:
             self._pending -= len(files)
             for job in jobs:
                 job.cancel()
             await asyncio.gather(*jobs, return_exceptions=True)
-        return pixels
+        decoded = [reason is None for reason in reasons]
+        if not any(decoded):
+            raise RequestError(f"file 1: {reasons[0]}" if len(files) > 1 else reasons[0])
+        return pixels if all(decoded) else pixels[decoded], reasons
 
     def close(self) -> None:
         """End all processes: the template ends them when its socket is closed."""

@@ -82,7 +82,7 @@ class Metrics:
         self.requests += 1
         self._requests.labels(model, endpoint, outcome).inc()
         if model:
-            self.totals[model].add("success" if outcome == "ok" else "fail", seconds)
+            self.totals[model].add("success" if outcome in ("ok", "partial") else "fail", seconds)
         if images:
             self._recent.append((time.monotonic(), seconds, images))
 

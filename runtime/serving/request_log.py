@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 OK = "ok"
+PARTIAL = "partial"  # some pictures of the request cannot be decoded, the others are classified
+ANSWERED = (OK, PARTIAL)
 
 
 @dataclass(slots=True)
@@ -37,13 +39,12 @@ class RequestRecord:
 def finish_request(record: RequestRecord, service: Service, **fields: object) -> None:
     """Count a request in the metrics and log it, with additional `fields`.
 
-    Failed requests are always logged, successful ones only with `ServeConfig.access_log`.
+    All requests are logged that fail, if only in part; others only with `ServeConfig.access_log`.
     """
     seconds = time.monotonic() - record.arrived
-    succeeded = record.outcome == OK
-    images = record.images if succeeded else 0
+    images = record.images if record.outcome in ANSWERED else 0
     service.metrics.count_request(record.model, record.endpoint, record.outcome, seconds, images)
-    if not succeeded or (service.config.access_log and record.model):
+    if record.outcome != OK or (service.config.access_log and record.model):
         line = {
             "request_id": record.id,
             **({"client": record.client} if record.client else {}),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
@@ -24,6 +25,11 @@ MAX_INTEGER = (1 << 63) - 1
 Count = Annotated[int, Meta(ge=0, le=MAX_INTEGER)]
 Dimension = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
 Microseconds = Annotated[int, Meta(ge=0, le=MAX_INTEGER, description="Time in microseconds.")]
+
+
+def json_line(document: object) -> bytes:
+    """Return a document as JSON with a newline, so that a shell's prompt begins on a new line."""
+    return msgspec.json.encode(document) + b"\n"
 
 
 class Error(Struct, frozen=True):
@@ -162,10 +168,12 @@ class StageMilliseconds(Struct, frozen=True):
 
 
 class PictureClasses(Struct, frozen=True):
-    """The most likely classes of one picture, in order of their probability."""
+    """The most likely classes of one picture, in order of their probability, or an error."""
 
     image: str | None
     predictions: list[Prediction]
+    error: str | None = None
+    """Reason why the picture cannot be decoded, with the remedy; it then has no predictions."""
 
 
 class Classification(Struct, frozen=True):

@@ -185,7 +185,7 @@ class _Process:
     def _http_server(self) -> HttpServer:
         config = self._config
         app = RequestMiddleware(
-            make_app(self._service),
+            make_app(self._service, needs_token=self._token is not None),
             self._service,
             self._token,
             over_capacity=lambda: server.table.over_capacity,

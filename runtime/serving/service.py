@@ -45,6 +45,8 @@ class InferenceResult:
     loaded: LoadedBundle
     decode_seconds: float = 0.0
     """Seconds in which the pictures of the request were decoded."""
+    errors: Sequence[str | None] = ()
+    """For each picture, the reason why it cannot be decoded; None if the answer has its logits."""
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -135,10 +137,10 @@ class Service:
         deadline: float,
         network: str,
     ) -> InferenceResult:
-        """Return the logits of each image file.
+        """Return the logits of the image files that can be decoded, and the errors of the others.
 
         Raises:
-            RequestError: A file cannot be decoded, or the request fails as in `infer`.
+            RequestError: No file can be decoded, or the request fails as in `infer`.
         """
         loop = asyncio.get_running_loop()
         loaded = model.loaded_bundle()
@@ -147,11 +149,13 @@ class Service:
         with loaded.batcher.admit(len(files), deadline, network) as infer:
             start = loop.time()
             preprocessing = loaded.bundle.manifest.preprocessing
-            pixels = await self.decoder.decode(files, preprocessing, deadline)
+            pixels, errors = await self.decoder.decode(files, preprocessing, deadline)
             decode_seconds = loop.time() - start
             self.metrics.count_decoding(model.name, decode_seconds)
             answer = await infer(pixels)
-        return InferenceResult(answer=answer, loaded=loaded, decode_seconds=decode_seconds)
+        return InferenceResult(
+            answer=answer, loaded=loaded, decode_seconds=decode_seconds, errors=errors
+        )
 
     def server_metadata(self) -> ServerMetadata:
         """Return the protocol's description of the server."""

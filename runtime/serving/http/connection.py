@@ -15,15 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 import httptools
-import msgspec
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.http.connection_table import ConnectionTable
-from resdeploy.runtime.serving.request_log import OK
-from resdeploy.runtime.serving.schemas import Error
+from resdeploy.runtime.serving.request_log import ANSWERED
+from resdeploy.runtime.serving.schemas import Error, json_line
 
 # Bytes of one request beside its body; a chunked body may add a sixteenth of its size, which chunks
 # of 96 bytes or more do not exceed.
@@ -223,7 +222,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Await a request, after a pause if the network got many answers that need no model."""
         self._await_request()
         record: Any = self.scope.get("record")
-        if record is not None and record.model and record.outcome == OK:
+        if record is not None and record.model and record.outcome in ANSWERED:
             return
         if pause := self._table.pause_after_other_answer(self.network, self.loop.time()):
             self._busy = True
@@ -340,7 +339,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if not answered:
-            body = msgspec.json.encode(Error(error=reason))
+            body = json_line(Error(error=reason))
             head = (
                 b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
             )

@@ -1,12 +1,18 @@
-"""The page `/docs`: the OpenAPI description as HTML, without scripts and without other servers."""
+"""The page `/docs`: commands for this server, and its OpenAPI description, without scripts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import msgspec
+
+from resdeploy.predictions import Prediction
+from resdeploy.runtime.serving.config import TOKEN_VARIABLE
+from resdeploy.runtime.serving.schemas import Classification, PictureClasses, StageMilliseconds
 
 HEAD = """<!doctype html>
 <html lang="en">
@@ -15,39 +21,133 @@ HEAD = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>HTTP interface · resdeploy</title>
-<style>
-body { font: 16px/1.6 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
-h1, h2, summary { overflow-wrap: anywhere; }
-h2 { font-size: 1.05rem; margin: 1.25rem 0 0; }
-pre { overflow-x: auto; }
-a { color: inherit; }
-</style>
-</head>
-<body>
-<main>
-<h1>HTTP interface</h1>
-<p>If the server needs a token, send it in the header <code>Authorization: Bearer TOKEN</code>.
-<a href="/">Classify pictures</a>, <a href="/openapi.json">OpenAPI document</a></p>
 """
+BODY = """</head>
+<body>
+<header><h1>HTTP interface</h1><a href="/">Classify pictures in the browser</a></header>
+<main>
+"""
+END = """</main>
+</body>
+</html>
+"""
+TITLES = {"schemas": "Documents", "parameters": "Parameters", "responses": "Error responses"}
+MAX_MODELS = 20  # that the page names
+IMAGE_SIZE = (224, 224)  # in the example, if the model's size is not known
+EXAMPLE = Classification(
+    model="photos",
+    backend="onnxruntime-cpu",
+    artifact="int8-cpu",
+    precision="int8",
+    batch=1,
+    milliseconds=StageMilliseconds(decode=1.2, queue=0.1, inference=6.4),
+    results=[
+        PictureClasses("cat.jpg", [Prediction(label="cat", index=3, probability=0.98)]),
+        PictureClasses("notes.txt", [], "the image cannot be decoded"),
+    ],
+)
 
 
-def docs_page(document: Mapping[str, Any]) -> bytes:
-    """Return the page for an OpenAPI document: its operations, and the parts that they refer to."""
-    lines = []
-    for path, item in sorted(document["paths"].items()):
+class DocsPage:
+    """The page; only its commands depend on the request."""
+
+    def __init__(self, style: str, document: Mapping[str, Any], *, needs_token: bool) -> None:
+        """Prepare the page with a style sheet for an OpenAPI document."""
+        self._head = f"{HEAD}<style>{style}</style>\n{BODY}"
+        self._reference = _reference(document)
+        self._needs_token = needs_token
+
+    def render(
+        self, url: str, models: Sequence[str] = (), image_size: tuple[int, int] = IMAGE_SIZE
+    ) -> bytes:
+        """Return the page with commands for the server at `url`, without a slash at its end.
+
+        Args:
+            url: Scheme, host and port that the client uses.
+            models: Names of the models, of which the commands use the first one.
+            image_size: Height and width of the first model's input.
+        """
+        examples = _examples(url, models, image_size, needs_token=self._needs_token)
+        return (self._head + examples + self._reference + END).encode()
+
+
+def style_of(page: str) -> str:
+    """Return the style sheet of a page."""
+    found = re.search("<style>(.*?)</style>", page, re.DOTALL)
+    return found[1] if found else ""
+
+
+def _examples(url: str, models: Sequence[str], size: tuple[int, int], *, needs_token: bool) -> str:
+    token = f' -H "Authorization: Bearer ${TOKEN_VARIABLE}"' if needs_token else ""
+    model = models[0] if models else ""  # it has no character that a URL escapes
+    query = f"?model={model}&top=3" if model else "?top=3"
+    classify = shlex.quote(f"{url}/v1/classify{query}")
+    about = f"{url}/v2/models/{model or 'MODEL'}"
+    shape = [1, *size, 3]
+    tensor = (
+        "{'name': 'images', 'datatype': 'UINT8', "
+        f"'shape': {shape}, 'data': [0] * {3 * size[0] * size[1]}}}"
+    )
+    script = f"import json; print(json.dumps({{'inputs': [{tensor}]}}))"
+    named = ", ".join(models[:MAX_MODELS]) + (", and others" if len(models) > MAX_MODELS else "")
+    served = f"<p>Models of this server: {escape(named)}. The first one is the default.</p>"
+    secret = (
+        f"<p>This server needs a token: let the variable {TOKEN_VARIABLE} hold it. MODEL is one of "
+        "the names that /v2/models lists.</p>"
+    )
+    answer = msgspec.json.format(msgspec.json.encode(EXAMPLE), indent=2).decode()
+    parts = [
+        '<section class="wide"><h2>Classify a picture</h2>',
+        _code(f"curl{token} -F image=@cat.jpg {classify}"),
+        secret if needs_token else served if models else "",
+        "<p>A form may have several pictures; one that cannot be decoded then has an error instead "
+        "of classes. A single picture may be the body itself. Pictures in JSON, as base64, are not "
+        "accepted.</p>",
+        _code(
+            f"curl{token} -F a=@cat.jpg -F b=@notes.txt {classify}",
+            f"curl{token} --data-binary @cat.jpg {classify}",
+        ),
+        "<details><summary>Example of an answer</summary>" + _code(answer) + "</details></section>",
+        '<section class="wide"><h2>Send a tensor</h2>',
+        "<p>The Open Inference Protocol takes images of the model's size as RGB values, here a "
+        "black one in JSON, and returns the logits. The first command shows the size:</p>",
+        _code(
+            f"curl{token} {shlex.quote(about)}",
+            f'python3 -c "{script}" | curl{token} --data-binary @- {shlex.quote(about + "/infer")}',
+        ),
+        "</section>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _reference(document: Mapping[str, Any]) -> str:
+    """Return the operations of an OpenAPI document, and the parts that they refer to."""
+    lines = [
+        '<section class="wide"><h2>All operations</h2>',
+        '<p>The same for programs: <a href="/openapi.json">OpenAPI document</a>. If the server '
+        "needs a token, send it in the header <code>Authorization: Bearer TOKEN</code>.</p>",
+    ]
+    for path, item in sorted(document["paths"].items(), key=_order):
         for method in sorted({"get", "post"} & set(item)):
             shared = {"parameters": item["parameters"]} if "parameters" in item else {}
-            lines.append(f"<h2><code>{method.upper()} {path}</code></h2>")
-            lines.append(_entry(item[method]["summary"], [shared, item[method]]))
+            title = f"<code>{method.upper()} {path}</code> {escape(item[method]['summary'])}"
+            lines.append(_entry(title, [shared, item[method]] if shared else item[method]))
+    lines.append("</section>")
     for kind, parts in document["components"].items():
-        lines.append(f"<h2>{kind}</h2>")
+        lines.append(f'<section class="wide"><h2>{TITLES.get(kind, "Access")}</h2>')
         lines += [_entry(name, part) for name, part in parts.items()]
-    return (HEAD + "\n".join(lines) + "\n</main>\n</body>\n</html>\n").encode()
+        lines.append("</section>")
+    return "\n".join(lines) + "\n"
+
+
+def _order(item: tuple[str, object]) -> tuple[bool, str]:
+    return not item[0].startswith("/v"), item[0]  # probes and metrics come last
 
 
 def _entry(title: str, content: Any) -> str:
     text = msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
-    return (
-        f"<details><summary>{escape(title)}</summary>"
-        f'<pre tabindex="0" aria-label="{escape(title)}">{escape(text)}</pre></details>'
-    )
+    return f"<details><summary>{title}</summary>{_code(text)}</details>"
+
+
+def _code(*commands: str) -> str:
+    return "\n".join(f"<pre><code>{escape(command)}</code></pre>" for command in commands)

@@ -8,16 +8,15 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-import msgspec
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from resdeploy.runtime.serving.http.body import Disconnected
 from resdeploy.runtime.serving.http.connection_table import client_network
 from resdeploy.runtime.serving.http.host_check import allowed_hosts, check_host
+from resdeploy.runtime.serving.http.responses import json_response
 from resdeploy.runtime.serving.http.token_backoff import TokenBackoff
 from resdeploy.runtime.serving.request_errors import (
     QueueFull,
@@ -36,8 +35,9 @@ from resdeploy.runtime.serving.service import Service
 
 logger = logging.getLogger(__name__)
 
-# Health probes and the static web pages need no token.
-PUBLIC_PATHS = frozenset({"/", "/docs", "/healthz", "/v2/health/live", "/v2/health/ready"})
+# These need no token. Probes may use any Host; `/docs` names models, unless there is a token.
+PROBES = frozenset({"/healthz", "/v2/health/live", "/v2/health/ready"})
+PUBLIC_PATHS = PROBES | {"/", "/docs"}
 UNKNOWN_PATH = "there is no such path; /docs describes those that exist"
 COMMON_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 
@@ -82,9 +82,9 @@ class RequestMiddleware:
             await send(message)
 
         try:
+            if scope["path"] not in PROBES and self._allowed_hosts is not None:
+                check_host(headers, self._allowed_hosts)
             if scope["path"] not in PUBLIC_PATHS:
-                if self._allowed_hosts is not None:
-                    check_host(headers, self._allowed_hosts)
                 if not (scope["path"] == "/metrics" and self._service.config.open_metrics):
                     await self._check_token(headers.get(b"authorization"), record.client)
                 if self._over_capacity():
@@ -94,20 +94,20 @@ class RequestMiddleware:
             record.outcome = "disconnected"
         except RequestError as error:
             record.outcome = error.outcome
-            response = _error_response(error.status, str(error), _extra_headers(error))
+            response = json_response(Error(str(error)), error.status, _extra_headers(error))
             await response(scope, receive, send_with_headers)
         except HTTPException as error:  # from Starlette's router: unknown path or method
             record.outcome = RequestError.outcome
             allowed = (error.headers or {}).get("Allow")
             reason = UNKNOWN_PATH if error.status_code == 404 else error.detail.lower()
             reason += f"; this path allows {allowed}" if allowed else ""
-            response = _error_response(error.status_code, reason, error.headers)
+            response = json_response(Error(reason), error.status_code, error.headers)
             await response(scope, receive, send_with_headers)
         except Exception:
             logger.exception("a request failed", extra={"fields": {"request_id": record.id}})
             record.outcome = "failed"
             if not record.status:
-                response = _error_response(500, "the server failed")
+                response = json_response(Error("the server failed"), 500)
                 await response(scope, receive, send_with_headers)
         finally:
             finish_request(
@@ -134,13 +134,6 @@ class RequestMiddleware:
         if self._service.readiness.draining or self._over_capacity():
             headers.append((b"connection", b"close"))
         return headers
-
-
-def _error_response(
-    status: int, message: str, headers: Mapping[str, str] | None = None
-) -> Response:
-    body = msgspec.json.encode(Error(error=message))
-    return Response(body, status, headers, media_type="application/json")
 
 
 def _extra_headers(error: RequestError) -> dict[str, str]:

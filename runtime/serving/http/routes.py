@@ -6,14 +6,11 @@ Handlers raise `RequestError`; the middleware turns it into a response.
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import math
-import re
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -24,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from resdeploy.images.preprocessing import height_and_width
 from resdeploy.predictions import top_predictions
 from resdeploy.readable_text import readable
 from resdeploy.runtime.serving.batching.interface import Answer
@@ -36,8 +34,10 @@ from resdeploy.runtime.serving.http.body import (
     read_body,
 )
 from resdeploy.runtime.serving.http.connection_table import client_network
-from resdeploy.runtime.serving.http.docs_page import docs_page
+from resdeploy.runtime.serving.http.docs_page import IMAGE_SIZE, DocsPage, style_of
+from resdeploy.runtime.serving.http.host_check import AUTHORITY
 from resdeploy.runtime.serving.http.openapi import MODEL, VERSIONED_MODEL, openapi_document
+from resdeploy.runtime.serving.http.responses import json_response, page_policy, page_response
 from resdeploy.runtime.serving.http.uploads import MAX_SHOWN, Upload, read_uploads
 from resdeploy.runtime.serving.interruptible import interruptible
 from resdeploy.runtime.serving.open_inference import ParsedRequest, encode_output, parse_request
@@ -46,9 +46,10 @@ from resdeploy.runtime.serving.request_errors import (
     NotSupported,
     QueueFull,
     RequestError,
+    Unavailable,
     UnsupportedMediaType,
 )
-from resdeploy.runtime.serving.request_log import RequestRecord
+from resdeploy.runtime.serving.request_log import OK, PARTIAL, RequestRecord
 from resdeploy.runtime.serving.schemas import (
     Classification,
     InferResponse,
@@ -59,6 +60,7 @@ from resdeploy.runtime.serving.schemas import (
     Ready,
     RepositoryIndexRequest,
     StageMilliseconds,
+    json_line,
 )
 from resdeploy.runtime.serving.service import VERSION, InferenceResult, Service
 from resdeploy.runtime.serving.triton.refusals import REFUSED_PATHS
@@ -77,9 +79,9 @@ MAX_CONVERSIONS = 32  # that run or wait; one of the largest JSON document takes
 Result = TypeVar("Result")
 
 
-def make_app(service: Service) -> ASGIApp:
-    """Return an ASGI application with all routes."""
-    api = _Api(service)
+def make_app(service: Service, *, needs_token: bool) -> ASGIApp:
+    """Return an ASGI application with all routes; `needs_token` if clients need a bearer token."""
+    api = _Api(service, needs_token=needs_token)
     paths: dict[str, tuple[str, Callable[[Request], Coroutine[Any, Any, Response]]]] = {
         "/v1/classify": ("POST", api.classify),  # the router tries them in order
         "/": ("GET", api.page),
@@ -115,26 +117,8 @@ def make_app(service: Service) -> ASGIApp:
     return app
 
 
-@lru_cache(maxsize=2)
-def page_policy(page: bytes) -> str:
-    """Return the policy that lets the page run its own script and style and use this server only.
-
-    Source: Content Security Policy Level 3, https://www.w3.org/TR/2024/WD-CSP3-20241017/
-    """
-    sources = {}
-    for tag in (b"script", b"style"):
-        found = re.search(b"<%s>(.*?)</%s>" % (tag, tag), page, re.DOTALL)
-        digest = hashlib.sha256(found[1] if found else b"").digest()
-        sources[tag.decode()] = f"'sha256-{base64.b64encode(digest).decode()}'"
-    return (
-        f"default-src 'none'; script-src {sources['script']}; style-src {sources['style']}; "
-        "img-src blob:; media-src blob:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-
 class _Api:
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, *, needs_token: bool) -> None:
         self._service = service
         self._config = service.config
         self._budget = ByteBudget(service.config.bodies_mib << 20)
@@ -142,37 +126,41 @@ class _Api:
         self._converter = ThreadPoolExecutor(1, thread_name_prefix="convert")
         self._conversions = 0
         self._page = files("resdeploy.runtime.serving.http").joinpath("page.html").read_bytes()
-        self._openapi = msgspec.json.encode(openapi_document(list(service.models)))
-        self._docs = docs_page(openapi_document([]))  # public, so it names no model
+        self._openapi = json_line(openapi_document(list(service.models)))
+        self._policy = page_policy(self._page)
+        # `/docs` is public: if clients need a token, it names no model.
+        self._shown = [] if needs_token else list(service.models)
+        style = style_of(self._page.decode())
+        self._docs = DocsPage(style, openapi_document([]), needs_token=needs_token)
 
     async def live(self, request: Request) -> Response:
-        return _json_response(Live(live=True))
+        return json_response(Live(live=True))
 
     async def ready(self, request: Request) -> Response:
         ready = self._service.readiness.is_server_ready()
-        return _json_response(Ready(ready=ready), 200 if ready else 503)
+        return json_response(Ready(ready=ready), 200 if ready else 503)
 
     async def server_metadata(self, request: Request) -> Response:
-        return _json_response(self._service.server_metadata())
+        return json_response(self._service.server_metadata())
 
     async def model_metadata(self, request: Request) -> Response:
         model = self._service.model(**_model_and_version(request))
-        return _json_response(self._service.model_metadata(model))
+        return json_response(self._service.model_metadata(model))
 
     async def model_ready(self, request: Request) -> Response:
         model = self._service.model(**_model_and_version(request))
         ready = self._service.readiness.is_model_ready(model)
-        return _json_response(ModelReady(name=model.name, ready=ready), 200 if ready else 503)
+        return json_response(ModelReady(name=model.name, ready=ready), 200 if ready else 503)
 
     async def model_config(self, request: Request) -> Response:
         model = self._service.model(**_model_and_version(request))
-        return _json_response(self._service.model_config(model))
+        return json_response(self._service.model_config(model))
 
     async def model_statistics(self, request: Request) -> Response:
-        return _json_response(self._service.model_statistics(**_model_and_version(request)))
+        return json_response(self._service.model_statistics(**_model_and_version(request)))
 
     async def models(self, request: Request) -> Response:
-        return _json_response(ModelList(list(self._service.models)))
+        return json_response(ModelList(list(self._service.models)))
 
     async def repository_index(self, request: Request) -> Response:
         network = client_network(request.scope["record"].client)
@@ -183,7 +171,7 @@ class _Api:
             wanted = msgspec.json.decode(bytes(body) or b"{}", type=RepositoryIndexRequest)
         except ValueError as error:
             raise RequestError(f"the request is invalid: {error}") from error
-        return _json_response(self._service.repository_index(ready=wanted.ready))
+        return json_response(self._service.repository_index(ready=wanted.ready))
 
     async def infer(self, request: Request) -> Response:
         deadline = self._deadline(request)
@@ -236,13 +224,15 @@ class _Api:
             result = await _cancel_on_disconnect(
                 request, self._service.classify(model, contents, deadline, network)
             )
+        record.images = len(result.answer.logits)
+        record.outcome = OK if record.images == len(uploads) else PARTIAL
         size = _answer_bytes(result.answer, top)
         return await self._in_turn(
             size, deadline, _classification, model.name, uploads, top, result
         )
 
     async def stats(self, request: Request) -> Response:
-        return _json_response(self._service.stats())
+        return json_response(self._service.stats())
 
     async def metrics(self, request: Request) -> Response:
         metrics = self._service.metrics.exposition(self._service.states())
@@ -252,10 +242,17 @@ class _Api:
         return Response(self._openapi, media_type="application/json")
 
     async def page(self, request: Request) -> Response:
-        return _page_response(self._page)
+        return page_response(self._page, self._policy)
 
     async def docs(self, request: Request) -> Response:
-        return _page_response(self._docs)
+        host = request.headers.get("host", "")
+        host = host if AUTHORITY.fullmatch(host.encode()) else "localhost:8000"
+        url, size = f"{request.scope.get('scheme', 'http')}://{host}", IMAGE_SIZE
+        if self._shown:
+            with suppress(Unavailable):
+                size = height_and_width(self._service.model().loaded_bundle().image_size)
+        page = self._docs.render(url, self._shown, size)
+        return page_response(page, self._policy)
 
     async def _read_body(self, request: Request, reservation: Reservation) -> Body:
         max_bytes, seconds = self._config.max_body, self._config.body_seconds
@@ -317,19 +314,6 @@ async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Resu
             disconnect.cancel()
 
 
-def _json_response(document: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(document), status, media_type="application/json")
-
-
-def _page_response(page: bytes) -> Response:
-    headers = {
-        "content-security-policy": page_policy(page),
-        "permissions-policy": "camera=(self)",
-        "referrer-policy": "no-referrer",
-    }
-    return Response(page, headers=headers, media_type="text/html")
-
-
 def _model_and_version(request: Request) -> dict[str, str]:
     path = request.path_params
     return {"name": path.get("model", ""), "version": path.get("version", "")}
@@ -369,7 +353,7 @@ def _inference(model: str, parsed: ParsedRequest, result: InferenceResult) -> Re
         outputs=[output],
     )
     if not parsed.output.binary:
-        return _json_response(document)
+        return json_response(document)
     head = msgspec.json.encode(document)
     headers = {JSON_LENGTH: str(len(head))}
     return Response(head + binary, headers=headers, media_type="application/octet-stream")
@@ -378,7 +362,7 @@ def _inference(model: str, parsed: ParsedRequest, result: InferenceResult) -> Re
 def _classification(
     model: str, uploads: list[Upload], top: int, result: InferenceResult
 ) -> Response:
-    answer, loaded = result.answer, result.loaded
+    answer, loaded, rows = result.answer, result.loaded, iter(result.answer.logits)
     classification = Classification(
         model=model,
         backend=answer.backend,
@@ -391,8 +375,10 @@ def _classification(
             inference=1000 * answer.inference_seconds,
         ),
         results=[
-            PictureClasses(upload.name, top_predictions(row, loaded.labels, top))
-            for upload, row in zip(uploads, answer.logits)
+            PictureClasses(upload.name, [], error)
+            if error
+            else PictureClasses(upload.name, top_predictions(next(rows), loaded.labels, top))
+            for upload, error in zip(uploads, result.errors)
         ],
     )
-    return _json_response(classification)
+    return json_response(classification)

@@ -66,7 +66,9 @@ def without_models(
     """Serve no model, which takes no time to load."""
     config = ServeConfig(**(settings or {}))
     service = Service({}, Mock(spec=Decoder), Metrics(), config)
-    app = RequestMiddleware(make_app(service), service, token, lambda: over_capacity)
+    app = RequestMiddleware(
+        make_app(service, needs_token=token is not None), service, token, lambda: over_capacity
+    )
     yield LocalServer(app, service)
 
 
@@ -86,7 +88,9 @@ async def local_server(
     if decodes:
         decoder = Decoder(2, max_pixels=config.max_pixels, max_wait=max_wait)
     service = Service({"tiny": model}, decoder, metrics, config)
-    app = RequestMiddleware(make_app(service), service, None, over_capacity=lambda: False)
+    app = RequestMiddleware(
+        make_app(service, needs_token=False), service, None, over_capacity=lambda: False
+    )
     await model.load()
     try:
         yield LocalServer(app, service)

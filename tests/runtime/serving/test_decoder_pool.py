@@ -45,9 +45,13 @@ def run(work: Coroutine[Any, Any, Any]) -> None:
 def test_pixels_equal_those_of_all_other_stages_in_order() -> None:
     async def scenario() -> None:
         decoder = Decoder(3, max_pixels=10_000, max_wait=1.0)
-        pixels = await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        pixels, reasons = await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        assert reasons == [None] * 5
         expected = np.stack([load_image(data, PREPROCESSING) for data in PICTURES])
         np.testing.assert_array_equal(pixels, expected)
+        some, reasons = await decoder.decode([b"x", *PICTURES[:2]], PREPROCESSING, math.inf)
+        np.testing.assert_array_equal(some, expected[:2])
+        assert [reason is None for reason in reasons] == [False, True, True]
         decoder.close()
 
     run(scenario())
@@ -211,7 +215,7 @@ def test_large_pictures_share_one_budget_of_memory(monkeypatch: pytest.MonkeyPat
 
         monkeypatch.setattr(decoder_pool._Child, "_result", observe)
         monkeypatch.setattr(decoder, "_free_bytes", 80_000_000)  # grey needs 72 MB, colour 36 MB
-        pixels = await decoder.decode([grey, colour, colour, grey], PREPROCESSING, math.inf)
+        pixels, _ = await decoder.decode([grey, colour, colour, grey], PREPROCESSING, math.inf)
         assert (pixels == 255).all()
         assert min(free) >= 0
         await until(lambda: decoder._free_bytes == 80_000_000)
@@ -236,7 +240,7 @@ def test_a_picture_that_ends_its_decoder_is_decoded_as_a_large_one(
         decoder = Decoder(1, max_pixels=10_000, max_wait=1.0)
         with monkeypatch.context() as patch:
             patch.setattr(decoder_pool._Child, "_receive", end_once)
-            pixels = await decoder.decode(PICTURES[:1], PREPROCESSING, math.inf)
+            pixels, _ = await decoder.decode(PICTURES[:1], PREPROCESSING, math.inf)
         np.testing.assert_array_equal(pixels[0], load_image(PICTURES[0], PREPROCESSING))
         replaced = decoder._idle.get_nowait()
         assert replaced not in ended

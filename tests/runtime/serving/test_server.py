@@ -401,7 +401,7 @@ def connect_and_ask(server: ServerProcess) -> socket.socket:
             connection.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
             while chunk := connection.recv(4096):
                 answer += chunk
-                if answer.endswith(b"}"):
+                if answer.endswith(b"}\n"):
                     return connection
         connection.close()
         assert not answer

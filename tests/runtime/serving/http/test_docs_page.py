@@ -2,9 +2,62 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
+import subprocess
+from html import unescape
+from pathlib import Path
 
-from tests.serving_process import ServerProcess
+import msgspec
+
+from resdeploy.runtime.serving.http.docs_page import EXAMPLE
+from resdeploy.runtime.serving.schemas import Classification
+from tests.runtime.serving.conftest import without_models
+from tests.serving_process import ServerProcess, picture
+
+
+def commands(page: str) -> list[str]:
+    blocks = re.findall("<pre><code>(.*?)</code></pre>", page, re.DOTALL)
+    return [line for block in blocks for line in unescape(block).splitlines() if "curl" in line]
+
+
+def test_the_commands_work(server: ServerProcess, image_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").write_bytes(picture(image_data))
+    (tmp_path / "notes.txt").write_text("no picture")
+    answers = []
+    for command in commands(server.ask("/docs").body.decode()):
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        answers.append(json.loads(done.stdout))
+    one, several, body, about, tensor = answers
+    assert (one["model"], one["results"][0]["image"]) == ("tiny", "cat.jpg")
+    assert [bool(result["error"]) for result in several["results"]] == [False, True]
+    assert body["results"][0]["predictions"] == one["results"][0]["predictions"]
+    assert about["name"] == tensor["model_name"] == "tiny"
+    assert tensor["outputs"][0]["shape"] == [1, 3]
+    assert msgspec.json.decode(msgspec.json.encode(EXAMPLE), type=Classification) == EXAMPLE
+
+
+def test_the_commands_use_the_address_of_the_request(server: ServerProcess) -> None:
+    first, *_ = commands(server.ask("/docs", headers={"Host": "machine:81"}).body.decode())
+    assert first == "curl -F image=@cat.jpg 'http://machine:81/v1/classify?model=tiny&top=3'"
+    assert server.ask("/docs", headers={"Host": "evil.example"}).status == 403
+
+
+def test_a_server_with_a_token_names_no_model() -> None:
+    async def scenario() -> None:
+        with without_models({"host": "0.0.0.0"}, b"secret") as local:
+            for host in ("a.example", "a'b.example", "<script>"):
+                page = (await local.ask("/docs", headers={"Host": host})).body.decode()
+                first, *_ = commands(page)
+                assert first.startswith('curl -H "Authorization: Bearer $RESDEPLOY_TOKEN" -F ')
+                shown = host if host == "a.example" else "localhost:8000"
+                assert first.endswith(f"'http://{shown}/v1/classify?top=3'")
+                assert "models/MODEL/infer" in page
+
+    asyncio.run(scenario())
 
 
 def test_the_page_describes_every_operation(server: ServerProcess) -> None:
@@ -17,7 +70,7 @@ def test_the_page_describes_every_operation(server: ServerProcess) -> None:
             assert item[method]["summary"] in page
     for name in re.findall("#/components/[a-z]+/([A-Za-z]+)", page):
         assert f"<summary>{name}</summary>" in page
-    assert "tiny" not in page  # it needs no token
-    assert not re.search(r"<script|<link|<img|https?://", page)
+    assert not re.search(r"<script|<link|<img|url\(|@import", page)
+    assert set(re.findall(r"https?://[^/]*", page)) == {f"http://127.0.0.1:{server.port}"}
     policy = reply.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'")

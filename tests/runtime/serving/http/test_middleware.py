@@ -221,7 +221,7 @@ def test_large_answers_are_converted_in_a_thread(
 
         return call
 
-    for name in ("encode_output", "top_predictions", "_json_response"):
+    for name in ("encode_output", "top_predictions", "json_response"):
         monkeypatch.setattr(routes, name, recorded(getattr(routes, name)))
     monkeypatch.setattr(routes, "MAX_INLINE_BYTES", 20 * 3 + 100 * 3 if count == 1 else 20 * 3)
 

@@ -16,7 +16,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from resdeploy.bundle.bundle import Bundle
 from tests.browser import accessibility_faults, open_browser, page_overflow, shown
 from tests.samples import CLASSES
-from tests.serving_process import PATIENCE, ServerProcess
+from tests.serving_process import PATIENCE, ServerProcess, picture
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,8 @@ def test_several_pictures_are_classified(
     paths = [image_data / "val" / "red" / "000.png", broken, image_data / "val/blue/000.png"]
     element(page, "file").send_keys("\n".join(map(str, paths)))
     until(page, lambda: len(captions(page)) == 3)
-    assert captions(page)[1] == "error\ncat.png"
+    assert captions(page)[1].startswith("The image cannot be decoded")
+    assert captions(page)[1].endswith("\ncat.png")
     first, second, _ = page.find_elements(By.CSS_SELECTOR, "#pictures button")
     second.click()
     assert "cannot be decoded" in element(page, "error").text
@@ -91,14 +92,20 @@ def test_several_pictures_are_classified(
 
 
 def test_warnings_of_the_bundle_are_shown(
-    browser: webdriver.Chrome, page: webdriver.Chrome, doubtful_bundle: Bundle
+    browser: webdriver.Chrome, page: webdriver.Chrome, tiny_bundle: Bundle, doubtful_bundle: Bundle
 ) -> None:
     assert not element(page, "warnings").is_displayed()
-    with ServerProcess(doubtful_bundle.path, "--threads", 1) as server:
+    with ServerProcess(tiny_bundle.path, doubtful_bundle.path, "--threads", 1) as server:
         server.until_ready()
         browser.get(f"http://127.0.0.1:{server.port}/")
+        until(browser, lambda: element(browser, "state").text.startswith("ready: tiny"))
+        assert not element(browser, "warnings").is_displayed()  # the other model has them
+        element(browser, "model").send_keys("doubtful")
         until(browser, lambda: element(browser, "warnings").is_displayed())
         assert "Warning: doubtful: int8 deviates from FP32" in element(browser, "warnings").text
+        assert element(browser, "state").text.startswith("ready: doubtful")
+        assert element(browser, "rates-top").text == "no requests yet"
+        assert element(browser, "latencies-top").text == "no requests yet"
 
 
 def test_an_invalid_picture_shows_an_error(page: webdriver.Chrome, tmp_path: Path) -> None:
@@ -166,6 +173,28 @@ def test_the_page_fits_every_screen_width(
     classify(page, image_data / "val" / "red" / "000.png")
     with shown(page, width=width):
         assert page_overflow(page) == 0
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("label", ["x" * 500, "long words " * 50])
+def test_long_names_stay_on_the_page_with_their_figures(
+    page: webdriver.Chrome, server: ServerProcess, image_data: Path, width: int, label: str
+) -> None:
+    answer = server.ask("/v1/classify", picture(image_data)).json
+    entry = {"label": label, "index": 0, "probability": 0.5}
+    answer["results"][0]["predictions"] = [entry] * 5
+    answer["model"] = label
+    with shown(page, width=width):
+        page.execute_script("show(arguments[0], 12); setState(arguments[1], true)", answer, label)
+        assert page_overflow(page) == 0
+        page.execute_script("show(arguments[0], 12)", answer)
+        for found in page.find_elements(By.CSS_SELECTOR, "#classes .number, #engine"):
+            outside = "const box = arguments[0].getBoundingClientRect(), card = "
+            outside += "arguments[0].closest('section').getBoundingClientRect();"
+            outside += "return box.right > card.right || box.left < card.left"
+            assert not page.execute_script(outside, found)
+        heights = {found.size["height"] for found in page.find_elements(By.CSS_SELECTOR, ".label")}
+        assert max(heights) < 100  # three lines
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -233,9 +233,31 @@ def test_an_invalid_picture_is_rejected_with_a_reason(
     assert "/" not in reply.json["error"]  # no path
 
 
-def test_the_invalid_file_of_several_is_named(server: ServerProcess, image_data: Path) -> None:
-    body, headers = form(("a.png", picture(image_data)), ("b.png", b"x"))
-    assert server.ask("/v1/classify", body, headers).json["error"].startswith("file 2: ")
+def test_the_other_files_of_an_invalid_one_are_classified(
+    server: ServerProcess, image_data: Path
+) -> None:
+    data = picture(image_data)
+    body, headers = form(("a.png", b"x"), ("b.png", data), ("c.png", PNG[:-40]), ("d.png", data))
+    reply = server.ask("/v1/classify", body, headers | {"X-Request-ID": "in-part"})
+    assert reply.status == 200
+    first, second, third, fourth = reply.json["results"]
+    assert [first["image"], third["image"]] == ["a.png", "c.png"]
+    for failed in (first, third):
+        assert failed["predictions"] == []
+        assert "; use a complete JPEG, PNG, WEBP or BMP file" in failed["error"]
+    assert second["error"] is None
+    assert second["predictions"] == fourth["predictions"] != []
+    line = server.wait_for(lambda line: line.get("request_id") == "in-part")
+    assert (line["status"], line["outcome"], line["images"]) == (200, "partial", 2)
+    counted = 'resdeploy_requests_total{endpoint="classify",model="tiny",outcome="partial"}'
+    assert counted in server.ask("/metrics").body.decode()
+
+
+def test_files_that_are_all_invalid_are_rejected(server: ServerProcess) -> None:
+    body, headers = form(("a.png", b"x"), ("b.png", b"x"))
+    reply = server.ask("/v1/classify", body, headers)
+    assert reply.status == 400
+    assert reply.json["error"].startswith("file 1: the image cannot be decoded")
 
 
 @pytest.mark.parametrize("query", ["Model=tiny", "topk=3", "a%1b=", "model=tiny&top=1&x="])
@@ -263,6 +285,20 @@ def test_a_body_over_the_limit_is_rejected_before_it_is_read(server: ServerProce
 
 
 # Headers, metrics, page
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/v2/models/tiny", "/openapi.json", "/v1/none"])
+def test_a_document_ends_with_a_newline(server: ServerProcess, path: str) -> None:
+    assert server.ask(path).body.endswith(b"}\n")
+    assert server.ask(path, headers={"Content-Length": "x"}).body.endswith(b"}\n")
+
+
+def test_no_newline_changes_binary_answers(server: ServerProcess) -> None:
+    body, headers = tensor_request(np.zeros((1, SIZE, SIZE, 3), np.uint8), binary_data_output=True)
+    reply = server.ask(INFER, body, headers)
+    length = int(reply.headers["inference-header-content-length"])
+    assert reply.body[length - 1 : length] == b"}"
+    assert len(reply.body) == length + 4 * len(CLASSES)
 
 
 def test_a_safe_request_id_is_returned(server: ServerProcess) -> None:
