@@ -90,18 +90,20 @@ def _accuracy(result: Verification) -> Table:
             (
                 _graph(line),
                 line.backend,
-                percentage(line.top1, 2),
-                f"{low:.2f} to {high:.2f}",
+                line.verdict.value,
                 f"{line.drop:+.2f}",
                 f"{line.drop_upper95:+.2f}",
-                line.verdict.value,
+                percentage(line.top1, 2),
+                f"{low:.2f} to {high:.2f}",
             )
         )
     return Table(
-        caption=f"Top-1 accuracy on {result.images:,} labelled images. The drop against FP32 is in "
-        "percentage points, estimated from pairs of predictions for the same image; the bound is "
-        f"the upper bound of its 95 % confidence interval, and its limit is {result.max_drop:g}.",
-        head=("graph", "backend", "top-1", "95 % interval", "drop", "95 % bound", "verdict"),
+        caption=f"Top-1 accuracy on {result.images:,} labelled images. A graph passes if its "
+        f"accuracy is at most {plural(result.max_drop or 0.0, 'point')} below that of FP32, with "
+        "95 % confidence. Drop: accuracy of FP32 less that of the graph, in percentage points. "
+        "95 % bound: the true drop is not larger, with 95 % confidence. Top-1: share of the images "
+        "whose most likely class is the label, with its 95 % confidence interval.",
+        head=("graph", "backend", "verdict", "drop", "95 % bound", "top-1", "95 % interval"),
         rows=tuple(rows),
     )
 
@@ -119,8 +121,8 @@ def _drops(result: Verification) -> Figure:
             description="Drop of top-1 accuracy against FP32, in points.",
             marks=(0.0, result.max_drop),
         ),
-        caption="Drop of top-1 accuracy against FP32, and its interval. Each end of an interval is "
-        "a one-sided 95 % bound.",
+        caption="Drop of top-1 accuracy against FP32, and its bounds. The true drop is not smaller "
+        "than the left end of a line, nor larger than its right end, with 95 % confidence each.",
         legend=(("mark0", "no drop"), ("mark1", f"limit: {plural(result.max_drop, 'point')}")),
     )
 
@@ -128,24 +130,26 @@ def _drops(result: Verification) -> Figure:
 def _agreement(result: Verification) -> Table:
     labelled = result.max_drop is not None
     sqnr, verdict = (("SQNR",), ()) if labelled else ((), ("verdict",))
+    on_labelled = f" on {result.images:,} labelled images" if labelled else ""
     rows = tuple(
         (
             _graph(line),
             line.backend,
+            *([] if labelled else [line.verdict.value]),
             percentage(line.agreement, 2),
             *([f"{line.sqnr_db:.1f} dB"] if labelled else []),
             golden_cell(line),
-            *([] if labelled else [line.verdict.value]),
         )
         for line in result.results
     )
     return Table(
-        caption="Agreement with FP32 and golden images. Agreement: images with the same predicted "
-        "class as FP32. SQNR: median "
-        "signal-to-quantisation-noise ratio of the logits. Golden images: "
-        f"{result.golden.described}, compared with {result.golden.reference_name}; the limit for "
+        caption=f"Agreement with FP32{on_labelled}. Agreement: share of the images with the same "
+        "predicted class. SQNR: signal-to-quantisation-noise ratio of the logits, the network's "
+        "outputs; the median over the images. Golden images: "
+        f"{result.golden.described}, which the bundle stores with the logits of "
+        f"{result.golden.reference_name}; the limit for "
         "INT8 is the SQNR of the same graph at the export less 3 dB, and at least 3 dB.",
-        head=("graph", "backend", "agreement", *sqnr, "SQNR on golden images", *verdict),
+        head=("graph", "backend", *verdict, "agreement", *sqnr, "SQNR on golden images"),
         rows=rows,
     )
 

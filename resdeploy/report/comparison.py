@@ -75,13 +75,14 @@ def _accuracy(result: Comparison) -> list[Table]:
     ]
     metric = "top-1" if by_labels else "agreement"
     head = (
-        "graph", "backend", "images", f"{metric}, first", "second", "drop", "90 % interval",
+        "graph", "backend", "images", f"{metric}, first", "second", "drop", "95 % bounds",
         "verdict",
     )  # fmt: skip
     measured = "Top-1 accuracy" if by_labels else "Agreement with PyTorch"
     caption = (
-        f"{measured} of both bundles on the same images. The drop is in percentage points; each "
-        "end of its interval is a one-sided 95 % bound."
+        f"{measured} of both bundles on the same images. The drop is in percentage points; the "
+        "true drop is not below the first bound, and not above the second, with 95 % confidence "
+        "each."
     )
     return [Table(caption=caption, head=head, rows=tuple(rows))]
 
@@ -110,7 +111,10 @@ def _latency(result: Comparison) -> list[Table]:
         "verdict",
     )  # fmt: skip
     relative = f", relative to {first.relative_to} in the same run" if first.relative_to else ""
-    caption = f"Median latency of both. The slowdown is that of the second{relative}."
+    caption = (
+        f"Median latency of both. The slowdown is that of the second{relative}, with its "
+        f"{100 * first.confidence:.0f} % confidence interval in %."
+    )
     return [Table(caption=caption, head=head, rows=tuple(rows))]
 
 

@@ -22,9 +22,9 @@ from resdeploy.report.contents import (
     BundleContents,
     bundle_sections,
     export_environment,
-    export_summary,
     network_text,
 )
+from resdeploy.report.graphs import export_summary
 from resdeploy.report.latency import benchmark_section, benchmark_summary
 from resdeploy.report.origin import made_text, origin_section, subject_text
 from resdeploy.report.recommendation import recommendation
@@ -143,6 +143,8 @@ def make_page(inputs: ReportInputs) -> Page:
         *(warning for result in inputs.benchmarks for warning in result.warnings),
         *(warning for bundle in bundles for warning in bundle.manifest.warnings),
     ]
+    names = [bundle.name for bundle in bundles]
+    advice = recommendation(names, inputs.comparisons, inputs.verifications, inputs.benchmarks)
     return Page(
         title=_title(inputs),
         lead="; ".join(network_text(bundle.manifest) for bundle in bundles),
@@ -160,13 +162,14 @@ def make_page(inputs: ReportInputs) -> Page:
                 ),
             ]
         ),
-        recommendation=recommendation(inputs.comparisons, inputs.verifications, inputs.benchmarks),
+        recommendation=advice.sentence,
+        commands=advice.commands,
         warnings=tuple(grouped_by_hint(warnings)),
         summary=(
             *map(comparison_summary, inputs.comparisons),
             *map(verification_summary, inputs.verifications),
             *map(benchmark_summary, inputs.benchmarks),
-            *(export_summary(bundle.manifest) for bundle in bundles),
+            *(line for bundle in bundles for line in export_summary(bundle.manifest)),
         ),
         sections=(
             *map(comparison_section, inputs.comparisons),
