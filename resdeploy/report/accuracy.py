@@ -8,6 +8,7 @@ from resdeploy.bundle.manifest import Encoding, graph_name
 from resdeploy.images.formats import unread_lines
 from resdeploy.pages.blocks import MAX_MATRIX_CLASSES, Block, Figure, Matrix, Section, Table, Text
 from resdeploy.pages.svg import intervals
+from resdeploy.report.graphs import SQNR_TEXT
 from resdeploy.result_files.verification import ArtifactResult, Rule, Verification
 from resdeploy.statistics import MAX_IMAGES, Verdict, wilson_interval
 from resdeploy.tables import percentage, plural
@@ -66,7 +67,7 @@ def verification_summary(result: Verification) -> str:
 def verification_section(result: Verification) -> Section:
     """Return tables of a verification; with labels also the drops and the confusion matrix."""
     if result.max_drop is None:
-        return Section(title="Agreement", blocks=(_agreement(result),))
+        return Section(title="Agreement", blocks=(_golden_check(result),))
     notes = [f"{decision_sentence(result).capitalize()}."]
     if result.used_before:
         notes.append(
@@ -75,7 +76,7 @@ def verification_section(result: Verification) -> Section:
         )
     unread = unread_lines(result.unreadable, result.passed_over)
     notes += [f"{line[0].upper()}{line[1:]}." for line in unread]
-    tables = (_accuracy(result), _drops(result), _agreement(result))
+    tables = (_accuracy(result), _drops(result), _agreement(result), _golden_check(result))
     blocks = (*tables, *(Text(text=note) for note in notes), *_confusion(result))
     return Section(title="Accuracy", blocks=blocks)
 
@@ -128,28 +129,40 @@ def _drops(result: Verification) -> Figure:
 
 
 def _agreement(result: Verification) -> Table:
-    labelled = result.max_drop is not None
-    sqnr, verdict = (("SQNR",), ()) if labelled else ((), ("verdict",))
-    on_labelled = f" on {result.images:,} labelled images" if labelled else ""
+    rows = tuple(
+        (_graph(line), line.backend, percentage(line.agreement, 2), f"{line.sqnr_db:.1f} dB")
+        for line in result.results
+    )
+    return Table(
+        caption=f"Agreement with FP32 on {result.images:,} labelled images. Agreement: share of "
+        f"the images with the same predicted class. {SQNR_TEXT} The median is shown.",
+        head=("graph", "backend", "agreement", "SQNR"),
+        rows=rows,
+    )
+
+
+def _golden_check(result: Verification) -> Table:
+    """Return the check of the arithmetic; without labelled images, it decides the verdicts."""
+    judges, golden = result.max_drop is None, result.golden
     rows = tuple(
         (
             _graph(line),
             line.backend,
-            *([] if labelled else [line.verdict.value]),
-            percentage(line.agreement, 2),
-            *([f"{line.sqnr_db:.1f} dB"] if labelled else []),
+            *((line.verdict.value, percentage(line.agreement, 2)) if judges else ()),
             golden_cell(line),
         )
         for line in result.results
     )
+    words = (
+        f" Agreement: share of the images with the same predicted class. {SQNR_TEXT}"
+        if judges
+        else ""
+    )
     return Table(
-        caption=f"Agreement with FP32{on_labelled}. Agreement: share of the images with the same "
-        "predicted class. SQNR: signal-to-quantisation-noise ratio of the logits, the network's "
-        "outputs; the median over the images. Golden images: "
-        f"{result.golden.described}, which the bundle stores with the logits of "
-        f"{result.golden.reference_name}; the limit for "
-        "INT8 is the SQNR of the same graph at the export less 3 dB, and at least 3 dB.",
-        head=("graph", "backend", *verdict, "agreement", *sqnr, "SQNR on golden images"),
+        caption=f"Arithmetic of this machine on {golden.described}. The bundle stores these images "
+        f"with the logits of {golden.reference_name}; the limit for INT8 is the SQNR of the same "
+        f"graph at the export less 3 dB, and at least 3 dB.{words}",
+        head=("graph", "backend", *(("verdict", "agreement") if judges else ()), "SQNR and limit"),
         rows=rows,
     )
 

@@ -189,11 +189,11 @@ def bundle_page(name: str, manifest: Manifest, analysis: Analysis | None) -> Pag
 def _title(inputs: ReportInputs) -> str:
     if inputs.bundles and not inputs.comparisons:
         return ", ".join(bundle.name for bundle in inputs.bundles)
-    kinds = {
-        "Comparison": [f"{result.second} with {result.first}" for result in inputs.comparisons],
-        "Verification": [subject_text(result.environment) for result in inputs.verifications],
-        "Benchmark": [subject_text(result.environment) for result in inputs.benchmarks],
-    }
-    return "; ".join(
-        f"{kind} of {', '.join(dict.fromkeys(names))}" for kind, names in kinds.items() if names
-    )
+    titles: dict[str, list[str]] = {}
+    for result in inputs.comparisons:
+        titles[f"{result.second} with {result.first}"] = ["comparison"]
+    for kind, results in (("verification", inputs.verifications), ("benchmark", inputs.benchmarks)):
+        for subject in dict.fromkeys(subject_text(result.environment) for result in results):
+            titles.setdefault(subject, []).append(kind)
+    text = "; ".join(f"{' and '.join(kinds)} of {name}" for name, kinds in titles.items())
+    return f"{text[0].upper()}{text[1:]}"

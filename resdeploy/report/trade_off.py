@@ -43,11 +43,12 @@ def trade_off_blocks(points: Sequence[TradeOffPoint]) -> tuple[Block, ...]:
     The calibrators that the bundle does not use are left out: they have a table of their own, and
     the same cost as the one that it uses.
     """
+    used = {(point.encoding, point.calibrator) for point in points if point.chosen}
     kept: dict[tuple[Encoding, str, tuple[str, ...]], TradeOffPoint] = {}
     for point in points:
         key = point.encoding, point.calibrator, point.layers
         # All layers in INT8 are evaluated for the calibrators, and in a search on more images.
-        if (point.chosen or point.layers) and (key not in kept or point.images > kept[key].images):
+        if key[:2] in used and (key not in kept or point.images > kept[key].images):
             kept[key] = point
     ordered = sorted(kept.values(), key=lambda point: (not point.chosen, _cost(point)))
     # A search times only the last of its mixtures for the CPU.
@@ -91,21 +92,23 @@ def _plot(points: Sequence[TradeOffPoint], costs: _Costs) -> Figure:
             y_max=100.0,
         ),
         caption=f"Agreement with FP32 against {costs.axis}. The numbers are those of the table "
-        "below. Graphs of the bundle have a thick border; a triangle is FP32.",
+        f"below. {'The triangle is FP32. ' if points[0].p50_ms is not None else ''}A thick border "
+        "marks the graphs of the bundle.",
     )
 
 
 def _table(points: Sequence[TradeOffPoint], costs: _Costs) -> Table:
     drop_known = any(point.drop is not None for point in points)
+    drop_text = " Drop: of top-1 accuracy against FP32, in points." if drop_known else ""
     count = plural(len(points), "graph")
     return Table(
         caption=f"{costs.caption} Agreement: share of the images of the search with the same "
         "predicted class as FP32; other images judge the finished graphs, because this choice "
-        f"favours them here. {count}; those of the bundle are highlighted.",
+        f"favours them here.{drop_text} {count}; those of the bundle are highlighted.",
         head=("graph", "agreement", costs.column, *(("drop",) if drop_known else ()), "images"),
         rows=tuple(
             (
-                f"{number}  {_setting(point)}",
+                f"{number}: {_setting(point)}",
                 percentage(point.agreement, 2),
                 percentage(_cost(point)) if point.p50_ms is None else f"{point.p50_ms:.2f} ms",
                 *((_drop(point),) if drop_known else ()),
@@ -131,4 +134,4 @@ def _setting(point: TradeOffPoint) -> str:
         return "fp32.onnx"
     if point.chosen:
         return f"{graph_name(Precision.INT8, point.encoding)}.onnx"
-    return f"{plural(len(point.layers), 'layer')} in float"
+    return f"{plural(len(point.layers), 'layer')} in float" if point.layers else "all in INT8"

@@ -104,7 +104,8 @@ def point(
 def test_every_point_of_the_trade_off_has_its_number_in_the_table() -> None:
     points = (
         point(Encoding.FLOAT, (), 9.0, chosen=True),
-        point(Encoding.CPU, (), 5.0),  # a calibrator, which has a table of its own
+        point(Encoding.CPU, (), 5.0),
+        replace(point(Encoding.CPU, (), 5.0), calibrator="mse"),  # is in a table of its own
         point(Encoding.CPU, ("a",), 6.0, images=256, chosen=True),
         point(Encoding.CPU, ("a",), 6.0),
         point(Encoding.CPU, ("a", "b"), 7.0),
@@ -114,9 +115,10 @@ def test_every_point_of_the_trade_off_has_its_number_in_the_table() -> None:
     assert isinstance(figure, Figure)
     assert isinstance(table, Table)
     assert [(row[0], row[-1]) for row in table.rows] == [
-        ("1  int8-cpu.onnx", "256"), ("2  fp32.onnx", "128"), ("3  2 layers in float", "128"),
+        ("1: int8-cpu.onnx", "256"), ("2: fp32.onnx", "128"), ("3: all in INT8", "128"),
+        ("4: 2 layers in float", "128"),
     ]  # fmt: skip
-    for number in "123":
+    for number in "1234":
         assert f">{number}</text>" in figure.svg
     assert "dark" not in figure.caption  # a border is light on a dark page
 
