@@ -177,7 +177,7 @@ def _remedy(artifact: Artifact, manifest: Manifest) -> str:
     calibration = manifest.calibration or {}
     actions = [
         "calibrate on more images like those to classify "
-        f"(now {calibration.get('images', 0)}, --calibration-data)"
+        f"(now {calibration.get('images', 0)}) with --calibration-data"
     ]
     if artifact.encoding is not Encoding.DLA:  # which no option keeps layers in float for
         actions.append("keep sensitive layers in float with --min-agreement 98")

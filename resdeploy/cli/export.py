@@ -284,9 +284,9 @@ def calibration_lines(record: CalibrationRecord | None) -> list[str]:
         for kind, name in record.method.items()
     )
     count = len({score.calibrator for score in record.scores})
-    how = f", of {count} those with the highest SQNR on {record.scoring_images} held-out images"
+    how = f" (the highest SQNR of {count} rules on {record.scoring_images} held-out images)"
     lines = [
-        f"calibrated on {record.images} images; rules for the INT8 ranges: {chosen}"
+        f"calibrated on {record.images} images; rule for the INT8 ranges: {chosen}"
         f"{how if count else ''}"
     ]
     lines += [float_layers_sentence(layers) for layers in record.float_layers]

@@ -56,10 +56,10 @@ def _agreement_sentence(shares: dict[str, float], reference: str, images: str) -
     files: dict[str, list[str]] = {}
     for file, share in shares.items():
         files.setdefault("all" if share == 100 else percentage(share, 2), []).append(file)
-    (share, names), *others = files.items()
-    rest = "".join(f"; {_and(names)} for {share}" for share, names in others)
+    groups = [f"{_and(names)} for {part}" for part, names in files.items()]
+    ((part, names), *_), rest = files.items(), "; ".join(["", *groups[1:]])
     return (
-        f"At the export, {_and(names)} predicted the same class as {reference} for {share} of the "
+        f"At the export, {_and(names)} predicted the same class as {reference} for {part} of the "
         f"{images}{rest}."
     )
 

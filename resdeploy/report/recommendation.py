@@ -43,8 +43,9 @@ def recommendation(
         return Recommendation(sentence)
     if len(verifications) > 1:
         return Recommendation()
-    measured = [result.environment.bundle for result in (*verifications, *benchmarks)]
-    known = {name for name in (*bundles, *measured) if name}
+    verified = [result.environment.bundle for result in verifications]
+    timed = [result.environment.bundle for result in benchmarks]
+    known = {name for name in (*bundles, *verified, *timed) if name}
     name = quote(known.pop()) if len(known) == 1 else "BUNDLE"
     bench = f"resdeploy bench {name} --output benchmark.json"
     report = f"resdeploy report {name} verification.json benchmark.json"
