@@ -217,12 +217,12 @@ def test_the_page_prints_on_paper(page: webdriver.Chrome) -> None:
     try:
         navigation = page.find_element(By.TAG_NAME, "nav")
         assert not navigation.is_displayed()
-        # A long table that may not break leaves the page before it half empty.
-        tables = page.execute_script(
-            "return [...document.querySelectorAll('table')].map(table => "
-            "[table.rows.length, getComputedStyle(table).breakInside])"
+        # A section on a new page leaves the page before it half empty.
+        breaks = page.execute_script(
+            "return [...document.querySelectorAll('section')].map("
+            "section => getComputedStyle(section).breakBefore)"
         )
-        assert {inside for length, inside in tables if length > 12} == {"auto"}
+        assert set(breaks) == {"auto"}
         printed = page.execute_cdp_cmd("Page.printToPDF", {})["data"]
         assert len(printed) > 10_000
     finally:
