@@ -177,8 +177,9 @@ def _scores(record: CalibrationRecord, encoding: Encoding, *, explained: bool) -
     return Table(
         caption=f"Calibrators of {_int8_file(encoding)} on {record.scoring_images} held-out "
         "images. The bundle has the one with the highest score, the sum of SQNR and SQNR p5. "
-        f"Agreement decides only between equal scores: one image is "
-        f"{percentage(100 / max(record.scoring_images, 1))}.{words}",
+        "Agreement is too coarse for this choice (one image is "
+        f"{percentage(100 / max(record.scoring_images, 1))}); it decides only between equal "
+        f"scores.{words}",
         head=("calibrator", "score", "agreement", "SQNR", "SQNR p5"),
         rows=tuple(
             (
