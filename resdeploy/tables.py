@@ -27,6 +27,12 @@ def percentage(value: float, decimals: int = 1) -> str:
     return f"{value:.{decimals}f} %"
 
 
+def factor(value: float) -> str:
+    """Return a factor with three significant digits, such as `1.05` or `13.4`."""
+    decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{decimals}f}"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a text table; the first column is aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows)]

@@ -168,7 +168,7 @@ class RecipeRecords:
 
 def float_layers_sentence(chosen: FloatLayers) -> str:
     """Return a sentence that names the layers in float and the agreement with FP32."""
-    graph = f"The {chosen.encoding.value} graph"
+    graph = graph_name(Precision.INT8, chosen.encoding)
     agreement = (
         f"on the {plural(chosen.images, 'image')} of the search, its agreement with FP32 is "
         f"{chosen.agreement:.2f} %"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from resdeploy.bundle.manifest import (
     Artifact,
+    Encoding,
     ExportWarning,
     Manifest,
     Parity,
@@ -47,18 +48,20 @@ def export_figures(artifact: Artifact) -> list[Parity | Quality]:
 
 def quality_warnings(manifest: Manifest) -> list[ExportWarning]:
     """Return a warning for each graph whose figures are below the limits of its precision."""
-    doubts: dict[str, Parity | Quality] = {}
+    doubts: dict[str, str] = {}
     for artifact in manifest.artifacts:
         limits = LIMITS[artifact.precision]
         first, *others = export_figures(artifact)
-        doubtful = [first] if is_below(first, limits) else []
-        doubtful += [found for found in others if _is_surely_below(found, limits)]
-        if doubtful:
-            doubts[artifact.name] = doubtful[0]
+        figures = [(first, _figures_below(first, limits))]
+        figures += [(found, _figures_surely_below(found, limits)) for found in others]
+        for found, below in figures:
+            if below and artifact.name not in doubts:
+                images = _images(found, manifest)
+                doubts[artifact.name] = f"deviates from FP32 on {images}: {'; '.join(below)}"
     alternative = _alternative(manifest, doubts)
     return _few_images(manifest) + [
         ExportWarning(
-            message=_message(artifact, doubts[artifact.name], manifest),
+            message=f"{artifact.name} {doubts[artifact.name]}",
             hint=_remedy(artifact, manifest) + alternative,
             artifacts=(artifact.name,),
         )
@@ -99,16 +102,21 @@ def warning_lines(warnings: Iterable[ExportWarning]) -> list[str]:
 
 
 def is_below(found: Parity | Quality, limits: QualityLimits) -> bool:
-    """Return True if a figure is below its limit.
+    """Return True if a figure is below its limit."""
+    return bool(_figures_below(found, limits))
+
+
+def _figures_below(found: Parity | Quality, limits: QualityLimits) -> list[str]:
+    """Return the figures below their limits as text.
 
     One image is not enough evidence: of 32 images, one with another class makes 96.9 %.
     """
     allowed = max(1.0, found.images * (1 - limits.agreement / 100))
-    return _changed(found) > allowed or not found.sqnr_db >= limits.sqnr_db  # true for NaN
+    return _low_agreement(found, limits, _changed(found) > allowed) + _low_sqnr(found, limits)
 
 
-def _is_surely_below(golden: Parity | Quality, limits: QualityLimits) -> bool:
-    """Return True if golden images contradict better evidence: with 95 % confidence, or by SQNR.
+def _figures_surely_below(golden: Parity | Quality, limits: QualityLimits) -> list[str]:
+    """Return those by which golden images contradict better evidence: SQNR, or 95 % confidence.
 
     At 98 %, two of 32 images or more have another class in 13 % of all draws, and three in 2.6 %.
     """
@@ -116,7 +124,18 @@ def _is_surely_below(golden: Parity | Quality, limits: QualityLimits) -> bool:
 
     agreeing = golden.images - _changed(golden)
     highest = 100 * highest_rate(agreeing, golden.images, CONFIDENCE)
-    return highest < limits.agreement or not golden.sqnr_db >= limits.sqnr_db
+    return _low_agreement(golden, limits, highest < limits.agreement) + _low_sqnr(golden, limits)
+
+
+def _low_agreement(found: Parity | Quality, limits: QualityLimits, is_low: bool) -> list[str]:
+    same = f"{found.agreement:.1f} % have the same predicted class (limit {limits.agreement:g} %)"
+    return [same] if is_low else []
+
+
+def _low_sqnr(found: Parity | Quality, limits: QualityLimits) -> list[str]:
+    if found.sqnr_db >= limits.sqnr_db:  # false for NaN
+        return []
+    return [f"the SQNR of the logits is {found.sqnr_db:.1f} dB (limit {limits.sqnr_db:g} dB)"]
 
 
 def _changed(found: Parity | Quality) -> int:
@@ -144,18 +163,6 @@ def _few_images(manifest: Manifest) -> list[ExportWarning]:
     ]
 
 
-def _message(artifact: Artifact, found: Parity | Quality, manifest: Manifest) -> str:
-    limits, first = LIMITS[artifact.precision], export_figures(artifact)[0]
-    others = ""
-    if first is not found:
-        others = f" (agreement {first.agreement:.1f} % on {_images(first, manifest)})"
-    return (
-        f"{artifact.name} deviates from FP32 on {_images(found, manifest)}: agreement "
-        f"{found.agreement:.1f} %, limit {limits.agreement:g} %; SQNR {found.sqnr_db:.1f} dB, "
-        f"limit {limits.sqnr_db:g} dB{others}"
-    )
-
-
 def _images(found: Parity | Quality, manifest: Manifest) -> str:
     if isinstance(found, Parity):
         return f"{found.images} {manifest.golden.kind} images"
@@ -167,11 +174,16 @@ def _images(found: Parity | Quality, manifest: Manifest) -> str:
 def _remedy(artifact: Artifact, manifest: Manifest) -> str:
     if artifact.precision is not Precision.INT8:
         return "install the versions in constraints.txt, and report the figures if they persist"
-    images = (manifest.calibration or {}).get("images", 0)
-    return (
-        f"calibrate on more images like those to classify (now {images}), "
-        "keep sensitive layers in float with --min-agreement 98, or train with --qat"
-    )
+    calibration = manifest.calibration or {}
+    actions = [
+        "calibrate on more images like those to classify "
+        f"(now {calibration.get('images', 0)}) with --calibration-data"
+    ]
+    if artifact.encoding is not Encoding.DLA:  # which no option keeps layers in float for
+        actions.append("keep sensitive layers in float with --min-agreement 98")
+    if "learned" not in calibration.get("method", {}).values():
+        actions.append("train with --qat")
+    return ", or ".join(actions)
 
 
 def _alternative(manifest: Manifest, doubtful: Collection[str]) -> str:
@@ -182,5 +194,6 @@ def _alternative(manifest: Manifest, doubtful: Collection[str]) -> str:
         return ""
     better = max(good, key=lambda artifact: order.index(artifact.precision))
     option = "" if better.precision is Precision.INT8 else f": --precision {better.name}"
-    agreement = export_figures(better)[0].agreement
-    return f"; {better.name} of this bundle agrees on {agreement:.1f} %{option}"
+    found = export_figures(better)[0]
+    share = f"{found.agreement:.1f} % of {_images(found, manifest)}"
+    return f"; {better.name} of this bundle predicts FP32's class for {share}{option}"

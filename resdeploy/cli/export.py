@@ -233,12 +233,12 @@ def parity_table(artifacts: Sequence[Artifact]) -> str:
             f"{artifact.int8_convs}/{artifact.convs}",
             f"{artifact.parity.agreement:.1f} %",
             f"{artifact.parity.sqnr_db:.1f} dB",
-            f"{artifact.parity.max_error:.1g}",
+            f"{artifact.parity.max_error:.2g}",
             *([quality_text(artifact.quality)] if judged else []),
         ]
         for artifact in artifacts
     ]
-    head = ["graph", "size", "INT8 convs", "agreement", "SQNR", "max error"]
+    head = ["graph", "size", "INT8 convs", "agreement", "SQNR", "logit error"]
     if judged is not None:
         kind = "held-out" if judged.origin.value == "held-out" else "cross-validated"
         head.append(f"on {judged.images:,} {kind} images")
@@ -277,11 +277,18 @@ def calibration_lines(record: CalibrationRecord | None) -> list[str]:
     if record is None:
         return []
     from resdeploy.bundle.calibration_record import float_layers_sentence, target_sentence
+    from resdeploy.bundle.manifest import Encoding, Precision, graph_name
 
-    chosen = ", ".join(f"{name} for {kind}" for kind, name in record.method.items())
+    chosen = ", ".join(
+        f"{name} for {graph_name(Precision.INT8, Encoding(kind))}"
+        for kind, name in record.method.items()
+    )
     count = len({score.calibrator for score in record.scores})
-    how = f", the best of {count} on {record.scoring_images} held-out images" if count else ""
-    lines = [f"calibrated on {record.images} images: {chosen}{how}"]
+    how = f" (the highest SQNR of {count} rules on {record.scoring_images} held-out images)"
+    lines = [
+        f"calibrated on {record.images} images; rule for the INT8 ranges: {chosen}"
+        f"{how if count else ''}"
+    ]
     lines += [float_layers_sentence(layers) for layers in record.float_layers]
     # A target that is not held is among the warnings.
     held = [result for result in record.targets if result.verdict.value == "pass"]

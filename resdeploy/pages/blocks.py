@@ -119,6 +119,8 @@ class Page:
     """Model, date and machine of the results that the verdict is about."""
     recommendation: str = ""
     """Sentence that names the file to deploy, or the reason against deploying."""
+    commands: tuple[str, ...] = ()
+    """Lines for a shell that the recommendation refers to."""
     summary: tuple[str, ...]
     """Sentences with the reason for the verdict and the most important numbers."""
     warnings: tuple[tuple[tuple[str, ...], str], ...] = ()

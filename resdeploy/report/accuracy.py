@@ -8,6 +8,7 @@ from resdeploy.bundle.manifest import Encoding, graph_name
 from resdeploy.images.formats import unread_lines
 from resdeploy.pages.blocks import MAX_MATRIX_CLASSES, Block, Figure, Matrix, Section, Table, Text
 from resdeploy.pages.svg import intervals
+from resdeploy.report.graphs import SQNR_TEXT
 from resdeploy.result_files.verification import ArtifactResult, Rule, Verification
 from resdeploy.statistics import MAX_IMAGES, Verdict, wilson_interval
 from resdeploy.tables import percentage, plural
@@ -66,7 +67,7 @@ def verification_summary(result: Verification) -> str:
 def verification_section(result: Verification) -> Section:
     """Return tables of a verification; with labels also the drops and the confusion matrix."""
     if result.max_drop is None:
-        return Section(title="Agreement", blocks=(_agreement(result),))
+        return Section(title="Agreement", blocks=(_golden_check(result),))
     notes = [f"{decision_sentence(result).capitalize()}."]
     if result.used_before:
         notes.append(
@@ -75,7 +76,7 @@ def verification_section(result: Verification) -> Section:
         )
     unread = unread_lines(result.unreadable, result.passed_over)
     notes += [f"{line[0].upper()}{line[1:]}." for line in unread]
-    tables = (_accuracy(result), _drops(result), _agreement(result))
+    tables = (_accuracy(result), _drops(result), _agreement(result), _golden_check(result))
     blocks = (*tables, *(Text(text=note) for note in notes), *_confusion(result))
     return Section(title="Accuracy", blocks=blocks)
 
@@ -90,18 +91,20 @@ def _accuracy(result: Verification) -> Table:
             (
                 _graph(line),
                 line.backend,
-                percentage(line.top1, 2),
-                f"{low:.2f} to {high:.2f}",
+                line.verdict.value,
                 f"{line.drop:+.2f}",
                 f"{line.drop_upper95:+.2f}",
-                line.verdict.value,
+                percentage(line.top1, 2),
+                f"{low:.2f} to {high:.2f}",
             )
         )
     return Table(
-        caption=f"Top-1 accuracy on {result.images:,} labelled images. The drop against FP32 is in "
-        "percentage points, estimated from pairs of predictions for the same image; the bound is "
-        f"the upper bound of its 95 % confidence interval, and its limit is {result.max_drop:g}.",
-        head=("graph", "backend", "top-1", "95 % interval", "drop", "95 % bound", "verdict"),
+        caption=f"Top-1 accuracy on {result.images:,} labelled images. A graph passes if its "
+        f"accuracy is at most {plural(result.max_drop or 0.0, 'point')} below that of FP32, with "
+        "95 % confidence. Drop: accuracy of FP32 less that of the graph, in percentage points. "
+        "95 % bound: the true drop is not larger, with 95 % confidence. Top-1: share of the images "
+        "whose most likely class is the label, with its 95 % confidence interval.",
+        head=("graph", "backend", "verdict", "drop", "95 % bound", "top-1", "95 % interval"),
         rows=tuple(rows),
     )
 
@@ -119,33 +122,47 @@ def _drops(result: Verification) -> Figure:
             description="Drop of top-1 accuracy against FP32, in points.",
             marks=(0.0, result.max_drop),
         ),
-        caption="Drop of top-1 accuracy against FP32, and its interval. Each end of an interval is "
-        "a one-sided 95 % bound.",
+        caption="Drop of top-1 accuracy against FP32, and its bounds. The true drop is not smaller "
+        "than the left end of a line, nor larger than its right end, with 95 % confidence each.",
         legend=(("mark0", "no drop"), ("mark1", f"limit: {plural(result.max_drop, 'point')}")),
     )
 
 
 def _agreement(result: Verification) -> Table:
-    labelled = result.max_drop is not None
-    sqnr, verdict = (("SQNR",), ()) if labelled else ((), ("verdict",))
+    rows = tuple(
+        (_graph(line), line.backend, percentage(line.agreement, 2), f"{line.sqnr_db:.1f} dB")
+        for line in result.results
+    )
+    return Table(
+        caption=f"Agreement with FP32 on {result.images:,} labelled images. Agreement: share of "
+        f"the images with the same predicted class. {SQNR_TEXT} The median is shown.",
+        head=("graph", "backend", "agreement", "SQNR"),
+        rows=rows,
+    )
+
+
+def _golden_check(result: Verification) -> Table:
+    """Return the check of the arithmetic; without labelled images, it decides the verdicts."""
+    judges, golden = result.max_drop is None, result.golden
     rows = tuple(
         (
             _graph(line),
             line.backend,
-            percentage(line.agreement, 2),
-            *([f"{line.sqnr_db:.1f} dB"] if labelled else []),
+            *((line.verdict.value, percentage(line.agreement, 2)) if judges else ()),
             golden_cell(line),
-            *([] if labelled else [line.verdict.value]),
         )
         for line in result.results
     )
+    words = (
+        f" Agreement: share of the images with the same predicted class. {SQNR_TEXT}"
+        if judges
+        else ""
+    )
     return Table(
-        caption="Agreement with FP32 and golden images. Agreement: images with the same predicted "
-        "class as FP32. SQNR: median "
-        "signal-to-quantisation-noise ratio of the logits. Golden images: "
-        f"{result.golden.described}, compared with {result.golden.reference_name}; the limit for "
-        "INT8 is the SQNR of the same graph at the export less 3 dB, and at least 3 dB.",
-        head=("graph", "backend", "agreement", *sqnr, "SQNR on golden images", *verdict),
+        caption=f"Arithmetic of this machine on {golden.described}. The bundle stores these images "
+        f"with the logits of {golden.reference_name}; the limit for INT8 is the SQNR of the same "
+        f"graph at the export less 3 dB, and at least 3 dB.{words}",
+        head=("graph", "backend", *(("verdict", "agreement") if judges else ()), "SQNR and limit"),
         rows=rows,
     )
 

@@ -24,13 +24,14 @@ def comparison_text(result: Comparison) -> str:
     """Return the tables, notes and verdict of a comparison for a terminal."""
     blocks = (*_accuracy(result), *_latency(result))
     tables = [table(block.head, block.rows) + "\n" for block in blocks]
-    lines = [*tables, *warning_lines(result.warnings), *_notes(result)]
+    lines = [*tables, *warning_lines(result.warnings), *_changes(result), *_outcomes(result)]
     return "\n".join([*lines, f"verdict: {_verdict(result)}"])
 
 
 def comparison_section(result: Comparison) -> Section:
     """Return the tables and notes of a comparison for a report."""
-    notes = tuple(Text(text=f"{note}.") for note in _notes(result))
+    facts = [f"{note[0].upper()}{note[1:]}" for note in _changes(result)]
+    notes = tuple(Text(text=f"{note}.") for note in (*facts, *_outcomes(result)))
     blocks: tuple[Block, ...] = (*_accuracy(result), *_latency(result), *notes)
     return Section(title=f"Changes from {result.first} to {result.second}", blocks=blocks)
 
@@ -64,24 +65,25 @@ def _accuracy(result: Comparison) -> list[Table]:
         (
             line.artifact,
             line.backend,
-            f"{line.images:,}",
-            percentage(line.first, 2),
-            percentage(line.second, 2),
+            line.verdict.value,
             f"{line.drop:+.2f}",
             f"{line.drop_low:+.2f} to {line.drop_high:+.2f}" if line.different else "bit-identical",
-            line.verdict.value,
+            percentage(line.first, 2),
+            percentage(line.second, 2),
+            f"{line.images:,}",
         )
         for line in result.accuracy
     ]
     metric = "top-1" if by_labels else "agreement"
     head = (
-        "graph", "backend", "images", f"{metric}, first", "second", "drop", "90 % interval",
-        "verdict",
+        "graph", "backend", "verdict", "drop", "95 % bounds", f"{metric}, first", "second",
+        "images",
     )  # fmt: skip
     measured = "Top-1 accuracy" if by_labels else "Agreement with PyTorch"
     caption = (
-        f"{measured} of both bundles on the same images. The drop is in percentage points; each "
-        "end of its interval is a one-sided 95 % bound."
+        f"{measured} of both bundles on the same images. The drop is in percentage points; the "
+        "true drop is not below the first bound, and not above the second, with 95 % confidence "
+        "each."
     )
     return [Table(caption=caption, head=head, rows=tuple(rows))]
 
@@ -93,38 +95,44 @@ def _latency(result: Comparison) -> list[Table]:
         (
             line.graph,
             line.contender,
-            str(line.batch),
-            str(line.threads),
-            f"{line.first_ms:.2f} ms",
-            f"{line.second_ms:.2f} ms",
+            line.verdict.value,
             f"{line.slowdown:+.1f} %",
             f"{line.slowdown_low:+.1f} to {line.slowdown_high:+.1f}",
-            line.verdict.value,
+            f"{line.first_ms:.2f} ms",
+            f"{line.second_ms:.2f} ms",
+            str(line.batch),
+            str(line.threads),
         )
         for line in result.latency
     ]
     first = result.latency[0]
     interval = f"{100 * first.confidence:.0f} % interval"
     head = (
-        "graph", "contender", "batch", "threads", "first", "second", "slowdown", interval,
-        "verdict",
+        "graph", "contender", "verdict", "slowdown", interval, "first", "second", "batch",
+        "threads",
     )  # fmt: skip
     relative = f", relative to {first.relative_to} in the same run" if first.relative_to else ""
-    caption = f"Median latency of both. The slowdown is that of the second{relative}."
+    caption = (
+        f"Median latency of both. The slowdown is that of the second{relative}, with its "
+        f"{100 * first.confidence:.0f} % confidence interval in %."
+    )
     return [Table(caption=caption, head=head, rows=tuple(rows))]
 
 
-def _notes(result: Comparison) -> list[str]:
-    notes = [
+def _changes(result: Comparison) -> list[str]:
+    """Return what differs besides the measurements, and notices about these."""
+    return [
         *(_layers(change) for change in result.layers),
         *(f"only the first has {name}" for name in result.missing),
         *(f"only the second has {name}" for name in result.added),
         *result.notices,
         *unread_lines(result.unreadable, result.passed_over),
     ]
-    # Graphs with the same outcome share one line.
+
+
+def _outcomes(result: Comparison) -> list[str]:
+    """Return how the measurements decided; graphs with the same outcome share one line."""
     return [
-        *notes,
         *_joined((line.artifact, _images(line)) for line in result.accuracy),
         *_joined((f"{line.contender} {line.graph}", _times(line)) for line in result.latency),
     ]

@@ -13,20 +13,29 @@ from resdeploy.bundle.calibration_record import (
     float_layers_sentence,
     target_sentence,
 )
-from resdeploy.bundle.manifest import Manifest, Quality
+from resdeploy.bundle.manifest import Encoding, Manifest, Precision, graph_name
 from resdeploy.errors import BundleError
 from resdeploy.images.preprocessing import size_text
 from resdeploy.images.preprocessing_choice import describe_choice
 from resdeploy.images.preprocessing_text import other_setting_facts
 from resdeploy.json_documents import parse
 from resdeploy.pages.blocks import Block, Facts, Section, Table, Text
+from resdeploy.report.graphs import graph_blocks
 from resdeploy.report.layers import layer_blocks
 from resdeploy.report.trade_off import trade_off_blocks
 from resdeploy.result_files.benchmark import LayerTimes
 from resdeploy.result_files.provenance import Environment, without_folders
-from resdeploy.tables import NONE, WORST, percentage, plural
+from resdeploy.tables import WORST, percentage, plural
 
 Document = TypeVar("Document")
+CALIBRATORS_TEXT = (
+    "A calibrator is the rule that chooses the range of values that the 256 steps of INT8 cover. "
+    "max: all values of the calibration images; image-97: the range that 97 % of the images do not "
+    "exceed; percentile-99.9: 99.9 % of the values; entropy: the least divergence of the "
+    "distributions before and after; mse: the least squared error. SQNR: "
+    "signal-to-quantisation-noise ratio of the logits (more is better), the median over the "
+    "images; p5: its 5th percentile, which shows the worst images."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +46,6 @@ class BundleContents:
     manifest: Manifest
     analysis: Analysis | None
     times: LayerTimes | None = None
-
-
-def export_summary(manifest: Manifest) -> str:
-    """Return one sentence with the agreement that the export measured."""
-    agreement = min(artifact.parity.agreement for artifact in manifest.artifacts)
-    golden, count = manifest.golden, len(manifest.artifacts)
-    graphs = "the graph" if count == 1 else f"each of the {count} graphs"
-    share = f"at least {percentage(agreement)}" if agreement < 100 else "all"
-    return (
-        f"At the export, {graphs} had the same predicted class as {golden.reference_name} on "
-        f"{share} of {golden.described}."
-    )
 
 
 def network_text(manifest: Manifest) -> str:
@@ -86,56 +83,17 @@ def _parse(kind: type[Document], value: Any, key: str) -> Document:
 
 def _sections(bundle: BundleContents) -> list[tuple[str, tuple[Block, ...]]]:
     manifest, sections = bundle.manifest, list[tuple[str, tuple[Block, ...]]]()
-    sections.append(("Graphs", (_parity(manifest), _input(manifest))))
+    record = calibration_record(manifest) if manifest.calibration is not None else None
+    sections.append(("Graphs", (*graph_blocks(manifest, record), _input(manifest))))
     if manifest.batch_norm_shift is not None:
         sections.append(("Batch norms on the images", _batch_norms(manifest.batch_norm_shift)))
-    if manifest.calibration is not None:
-        record = calibration_record(manifest)
+    if record is not None:
         sections.append(("Calibration", _calibration(record)))
-        if record.points:
-            sections.append(("Accuracy against latency", trade_off_blocks(record.points)))
+        if trade_offs := trade_off_blocks(record.points):
+            sections.append(("Accuracy against latency", trade_offs))
     if bundle.analysis is not None:
         sections.append(("Layers", layer_blocks(bundle.analysis, bundle.times)))
     return sections
-
-
-def _quality(quality: Quality | None) -> str:
-    if quality is None:
-        return NONE
-    return f"{percentage(quality.agreement, 2)} of {quality.images:,}, {quality.sqnr_db:.1f} dB"
-
-
-def _parity(manifest: Manifest) -> Table:
-    judged = any(artifact.quality for artifact in manifest.artifacts)
-    rows = tuple(
-        (
-            artifact.file,
-            f"{artifact.bytes / 1e6:.1f} MB",
-            f"{artifact.int8_convs} of {artifact.convs}",
-            percentage(artifact.parity.agreement),
-            f"{artifact.parity.sqnr_db:.1f} dB",
-            f"{artifact.parity.sqnr_db_p5:.1f} dB",
-            f"{artifact.parity.max_error:.2g}",
-            *((_quality(artifact.quality),) if judged else ()),
-        )
-        for artifact in manifest.artifacts
-    )
-    head = [
-        "graph", "size", "INT8 convs", "agreement", "SQNR", "SQNR p5", "max error",
-        *(["on other images"] if judged else []),
-    ]  # fmt: skip
-    golden = manifest.golden
-    caption = (
-        f"Graphs of the bundle. Each in ONNX Runtime on a CPU, compared with "
-        f"{golden.reference_name} in FP32 on {golden.described}. Agreement: images with the same "
-        "predicted class. SQNR: signal-to-quantisation-noise ratio of the logits, median and 5th "
-        "percentile (p5)."
-    )
-    if judged:
-        caption += (
-            " On other images: agreement and SQNR on images that did not calibrate the graph."
-        )
-    return Table(caption=caption, head=tuple(head), rows=rows)
 
 
 def _input(manifest: Manifest) -> Facts:
@@ -159,7 +117,12 @@ def _batch_norms(shift: BatchNormShift) -> tuple[Block, ...]:
         Table(
             caption=f"The {len(worst)} of {plural(len(shift.norms), 'batch norm')} whose input "
             "differs most from that in training. Mean: distance in recorded standard deviations; "
-            "variance: factor. Both are medians over the channels.",
+            "variance: factor. Both are medians over the channels. The limits are not for single "
+            f"batch norms: the median of all {len(shift.norms)} means is {shift.mean_shift:.2g} "
+            f"(limit {shift.mean_limit:.2g}), and the variance of the first one in the network "
+            "differs by a factor of "
+            f"{variance_factor(shift.first_variance_octaves)} "
+            f"(limit {variance_factor(shift.variance_limit)}).",
             head=("batch norm", "mean", "variance"),
             rows=tuple(
                 (norm.name, f"{norm.mean_shift:.2g}", variance_factor(norm.variance_octaves))
@@ -173,7 +136,11 @@ def _batch_norms(shift: BatchNormShift) -> tuple[Block, ...]:
 def _calibration(record: CalibrationRecord) -> tuple[Block, ...]:
     balance = record.classes
     facts = [
-        ("calibrator", ", ".join(f"{name} for {kind}" for kind, name in record.method.items())),
+        *(
+            (f"calibrator of {_int8_file(encoding)}", record.method[encoding.value])
+            for encoding in Encoding
+            if encoding.value in record.method
+        ),
         ("images", f"{record.images:,}; manifest.json lists their sha256"),
         (
             "convergence",
@@ -187,31 +154,51 @@ def _calibration(record: CalibrationRecord) -> tuple[Block, ...]:
         facts.append(("classes", f"{balance.represented} of {balance.classes}, {images}"))
     blocks: list[Block] = [Facts(facts=tuple(facts))]
     if record.scores:
-        blocks.append(_scores(record))
+        scored = dict.fromkeys(score.encoding for score in record.scores)
+        blocks += [
+            _scores(record, encoding, explained=bool(index))
+            for index, encoding in enumerate(scored)
+        ]
     blocks += [Text(text=float_layers_sentence(layers)) for layers in record.float_layers]
     blocks += [Text(text=f"{target_sentence(result)}.") for result in record.targets]
     return tuple(blocks)
 
 
-def _scores(record: CalibrationRecord) -> Table:
+def _scores(record: CalibrationRecord, encoding: Encoding, *, explained: bool) -> Table:
+    """Return the scores of one graph's calibrators, the best first."""
+    scores = [score for score in record.scores if score.encoding is encoding]
+    scores.sort(key=lambda score: score.merit, reverse=True)
+    words = "" if explained else f" {CALIBRATORS_TEXT}"
+    if encoding is Encoding.CPU:
+        words += (
+            " The weights of this graph are rounded with more care after the choice, so the "
+            "figures of the finished graph differ."
+        )
     return Table(
-        caption=f"Calibrators, compared with FP32 on {record.scoring_images} held-out images. "
-        "Those in the bundle are highlighted.",
-        head=("calibrator", "encoding", "agreement", "SQNR", "SQNR p5"),
+        caption=f"Calibrators of {_int8_file(encoding)} on {record.scoring_images} held-out "
+        "images. The bundle has the one with the highest score, the sum of SQNR and SQNR p5. "
+        "Agreement is too coarse for this choice (one image is "
+        f"{percentage(100 / max(record.scoring_images, 1))}); it decides only between equal "
+        f"scores.{words}",
+        head=("calibrator", "score", "agreement", "SQNR", "SQNR p5"),
         rows=tuple(
             (
                 score.calibrator,
-                score.encoding.value,
+                f"{score.merit[0]:.1f}",
                 percentage(score.agreement),
                 f"{score.sqnr_db:.1f} dB",
                 f"{score.sqnr_db_p5:.1f} dB",
             )
-            for score in record.scores
+            for score in scores
         ),
         highlighted=frozenset(
             index
-            for index, score in enumerate(record.scores)
-            if record.method.get(score.encoding.value) == score.calibrator
+            for index, score in enumerate(scores)
+            if score.calibrator == record.method.get(encoding.value)
         ),
         html_only=True,
     )
+
+
+def _int8_file(encoding: Encoding) -> str:
+    return f"{graph_name(Precision.INT8, encoding)}.onnx"

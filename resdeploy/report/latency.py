@@ -9,7 +9,7 @@ from resdeploy.images.preprocessing import size_text
 from resdeploy.pages.blocks import Block, Figure, Section, Table, Text
 from resdeploy.pages.svg import PlotLine, PlotPoint, bands, intervals, scatter
 from resdeploy.result_files.benchmark import Benchmark, Timing
-from resdeploy.tables import NONE, percentage, plural
+from resdeploy.tables import NONE, factor, percentage, plural
 
 
 def benchmark_summary(result: Benchmark) -> str:
@@ -18,8 +18,8 @@ def benchmark_summary(result: Benchmark) -> str:
     gain = ""
     if fastest.speedup is not None:
         gain = (
-            f", {fastest.speedup:.2f} times as fast as PyTorch eager (95 % interval "
-            f"{fastest.speedup_low:.2f} to {fastest.speedup_high:.2f})"
+            f", {factor(fastest.speedup)} times as fast as PyTorch eager (95 % interval "
+            f"{factor(fastest.speedup_low or 0.0)} to {factor(fastest.speedup_high or 0.0)})"
         )
     graph = graph_name(fastest.precision, fastest.encoding)
     return (
@@ -70,18 +70,19 @@ def _times(result: Benchmark) -> Table:
         (
             contender_label(t),
             f"{t.p50_ms:.2f}",
+            NONE if t.speedup is None else f"{factor(t.speedup)}x",
+            _speedup_interval(t),
+            f"{t.images_per_second:.1f}",
             f"{t.p90_ms:.2f}",
             f"{t.p99_ms:.2f}",
-            f"{t.images_per_second:.1f}",
-            NONE if t.speedup is None else f"{t.speedup:.2f}x",
-            NONE if t.speedup is None else f"{t.speedup_low:.2f} to {t.speedup_high:.2f}",
         )
         for t in result.results
     )
     return Table(
-        caption="Latency and throughput. Milliseconds per call, images per second, and the "
-        "speed-up against PyTorch eager with its 95 % confidence interval.",
-        head=("contender", "p50", "p90", "p99", "images/s", "speed-up", "interval"),
+        caption="Latency and throughput. p50: median of the milliseconds per call; 90 and 99 % of "
+        "the calls do not exceed p90 and p99. Speed-up: against PyTorch eager, with its 95 % "
+        "confidence interval.",
+        head=("contender", "p50", "speed-up", "95 % interval", "images/s", "p90", "p99"),
         rows=rows,
         highlighted=frozenset([fastest]),
     )
@@ -218,6 +219,12 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
 
 def contender_label(timing: Timing) -> str:
     return f"{timing.contender}, {graph_name(timing.precision, timing.encoding)}"
+
+
+def _speedup_interval(timing: Timing) -> str:
+    if timing.speedup_low is None or timing.speedup_high is None:
+        return NONE
+    return f"{factor(timing.speedup_low)} to {factor(timing.speedup_high)}"
 
 
 def _percentage(share: float | None) -> str:

@@ -12,7 +12,7 @@ from resdeploy.bundle.analysis import (
     LayerCost,
     Remedy,
 )
-from resdeploy.bundle.manifest import graph_name
+from resdeploy.bundle.manifest import Encoding, graph_name
 from resdeploy.pages import svg
 from resdeploy.pages.blocks import Block, Figure, Table, Text
 from resdeploy.result_files.benchmark import LayerTimes
@@ -23,7 +23,7 @@ MAX_NAMES = 8
 
 
 def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, ...]:
-    """Return a plot of the noisiest layers, the remedy, a table of all layers, and histograms."""
+    """Return the remedy, a plot of the noisiest layers, a table of all layers, and histograms."""
     graph = f"{graph_name('int8', analysis.encoding)}.onnx"
     noisiest = sorted(
         (layer for layer in analysis.layers if layer.worst_db is not None),
@@ -32,7 +32,7 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
     names = {layer.name for layer in noisiest}
     measured = {name: f"{ms:.3f} ms" for name, ms in times.ms.items()} if times else {}
     time_head = ["time"] if times else []
-    float_head = ["in float for"] if any(layer.in_float for layer in analysis.layers) else []
+    float_head = ["in float in"] if any(layer.in_float for layer in analysis.layers) else []
     total = sum(layer.macs for layer in analysis.layers) or 1
     table = Table(
         caption="All convolutions and the classifier, in graph order. Share of the "
@@ -57,7 +57,7 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
                 percentage(100 * layer.macs / total),
                 noise_text(layer.input_sqnr_db),
                 noise_text(layer.weight_sqnr_db),
-                *([", ".join(layer.in_float) or NONE] if float_head else []),
+                *([_graph_names(layer.in_float)] if float_head else []),
                 *([measured.get(layer.name, NONE)] if times else []),
             )
             for layer in analysis.layers
@@ -67,7 +67,12 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
     )
     plots = [_noise(graph, noisiest)] if noisiest else []
     remedy = tuple(Text(text=line) for line in remedy_lines(analysis.remedy))
-    return (*plots, *remedy, table, *map(_histogram, analysis.histograms))
+    return (*remedy, *plots, table, *map(_histogram, analysis.histograms))
+
+
+def _graph_names(encodings: Sequence[str]) -> str:
+    names = {encoding.value: graph_name("int8", encoding) for encoding in Encoding}
+    return ", ".join(names.get(value, value) for value in encodings) or NONE
 
 
 def noise_percent(sqnr_db: float) -> float:
@@ -90,13 +95,17 @@ def remedy_lines(remedy: Remedy) -> list[str]:
     graph = f"{graph_name('int8', remedy.encoding)}.onnx"
     limits = f"{ENOUGH_AGREEMENT:g} % and {ENOUGH_SQNR_DB:g} dB"
     images = plural(remedy.images, "held-out image" if remedy.held_out else "golden image")
-    step = f" (one image is {percentage(100 / remedy.images)})" if remedy.agreement < 100 else ""
-    now = (
-        f"{percentage(remedy.agreement)} agreement on {images}{step}, and an SQNR of "
-        f"{remedy.sqnr_db:.1f} dB"
+    step = f"; one image is {percentage(100 / remedy.images)}" if remedy.agreement < 100 else ""
+    agreement = (
+        f"{graph} predicts the class of FP32 for {percentage(remedy.agreement)} of {images} "
+        f"(limit {ENOUGH_AGREEMENT:g} %{step})."
+    )
+    sqnr = (
+        f"On the golden images, the SQNR of its logits is {remedy.sqnr_db:.1f} dB "
+        f"(limit {ENOUGH_SQNR_DB:g} dB)."
     )
     if not remedy.options and remedy.mixture is None:
-        return [f"No action is needed: {graph} has {now} (limits: {limits})."]
+        return [f"No action is needed: {agreement}", sqnr]
     train = "train --qat" in remedy.options
     exported = [option for option in remedy.options if option != "train --qat"]
     actions = []
@@ -110,7 +119,7 @@ def remedy_lines(remedy: Remedy) -> list[str]:
         command = "resdeploy train DATA --qat --init RUN"
         actions.append(f"train with simulated quantisation ({command}) and export the new run")
     actions = actions or ["use a graph in float, such as fp16.onnx (export --fp16)"]
-    lines = [f"{graph} has {now}.", f"Action: {'; if that is not enough, '.join(actions)}."]
+    lines = [agreement, sqnr, f"Action: {'; if that is not enough, '.join(actions)}."]
     if remedy.mixture is None:
         return [*lines, f"No option keeps layers of {graph} in float."]
     mixture = remedy.mixture
@@ -118,7 +127,8 @@ def remedy_lines(remedy: Remedy) -> list[str]:
     lines.append(
         f"Measured on the golden images, with {len(mixture.layers)} of "
         f"{plural(mixture.candidates, 'layer')} in float ({names}): "
-        f"{percentage(mixture.agreement)} agreement and {mixture.sqnr_db:.1f} dB"
+        f"{percentage(mixture.agreement)} have FP32's class, and the SQNR is "
+        f"{mixture.sqnr_db:.1f} dB"
         + (
             ". The search of the export measures on more images and may keep fewer."
             if remedy.sufficient
@@ -143,9 +153,10 @@ def _noise(graph: str, layers: Sequence[LayerCost]) -> Figure:
             axis="noise, in % of the signal's power",
             description=f"Noise at the logits of {graph} by layer, in % of the signal's power.",
         ),
-        caption=f"The noisiest layers of {graph}. This is the INT8 graph of the bundle with the "
-        "lowest agreement, then SQNR. A longer bar is worse: noise at the logits when only the "
-        "layer's input, or only its weights, are quantised, whichever is worse.",
+        caption=f"The noisiest layers of {graph}. This is the INT8 graph of the bundle that agrees "
+        "least with FP32 on the golden images. A longer bar is worse: noise at the logits, the "
+        "network's outputs, when only the layer's input, or only its weights, are quantised, "
+        "whichever is worse.",
     )
 
 

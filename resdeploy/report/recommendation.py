@@ -1,8 +1,10 @@
-"""The sentence of a report that names the file to deploy, or the reason against deploying."""
+"""The advice of a report: the file to deploy, or the commands that find it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from shlex import quote
 
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.result_files.benchmark import Benchmark, Timing
@@ -11,29 +13,56 @@ from resdeploy.result_files.verification import ArtifactResult, Verification
 from resdeploy.statistics import Verdict
 
 GOOD = (Verdict.PASS, Verdict.REPRODUCED)
-UNVERIFIED = "Before you deploy, judge the accuracy: resdeploy verify with --data."
+UNVERIFIED = (
+    "Before you deploy, measure the accuracy on pictures of your own. FOLDER holds them in one "
+    "folder per class. The last command writes a page that names the file to deploy:"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """A sentence, and the commands that it refers to."""
+
+    sentence: str = ""
+    commands: tuple[str, ...] = ()
 
 
 def recommendation(
+    bundles: Sequence[str],
     comparisons: Sequence[Comparison],
     verifications: Sequence[Verification],
     benchmarks: Sequence[Benchmark],
-) -> str:
+) -> Recommendation:
     """Return the recommendation of a report about these results.
 
     It is empty for several comparisons or verifications, which may be about different machines.
+    The commands are about the only bundle; there are none if several are named in `bundles`.
     """
     if comparisons:
-        return _replacement(comparisons[0]) if len(comparisons) == 1 else ""
+        sentence = _replacement(comparisons[0]) if len(comparisons) == 1 else ""
+        return Recommendation(sentence)
     if len(verifications) > 1:
-        return ""
+        return Recommendation()
+    verified = [result.environment.bundle for result in verifications]
+    timed = [result.environment.bundle for result in benchmarks]
+    known = {name for name in (*bundles, *verified, *timed) if name}
+    name = quote(known.pop()) if len(known) == 1 else "BUNDLE"
+    bench = f"resdeploy bench {name} --output benchmark.json"
+    report = f"resdeploy report {name} verification.json benchmark.json"
     if not verifications or verifications[0].max_drop is None:
-        return UNVERIFIED
+        verify = f"resdeploy verify {name} --data FOLDER --json > verification.json"
+        return Recommendation(UNVERIFIED, (verify, bench, report))
     good = [line for line in verifications[0].results if line.verdict in GOOD]
     if not good:
-        return "Deploy no file of this bundle: none passed the verification."
+        return Recommendation("Deploy no file of this bundle: none passed the verification.")
     matching = [result for result in benchmarks if _same_bundle(result, verifications[0])]
-    return _fastest(good, matching[0]) if matching else _any_of(good)
+    fastest = _fastest(good, matching[0]) if matching else ""
+    if fastest:
+        return Recommendation(fastest)
+    files = ", ".join(dict.fromkeys(map(_file, good)))
+    return Recommendation(
+        f"Deploy one of the files that passed: {files}. This command finds the fastest:", (bench,)
+    )
 
 
 def _replacement(result: Comparison) -> str:
@@ -53,12 +82,13 @@ def _same_bundle(result: Benchmark, verification: Verification) -> bool:
 
 
 def _fastest(good: Sequence[ArtifactResult], benchmark: Benchmark) -> str:
+    """Return which file to deploy, or nothing if none of the `good` ones was timed."""
     allowed = {(line.backend, _file(line)) for line in good}
     timings = [
         timing for timing in benchmark.results if (timing.contender, _file(timing)) in allowed
     ]
     if not timings:
-        return _any_of(good)
+        return ""
     best = max(timings, key=lambda timing: timing.images_per_second)
     untimed = sorted({backend for backend, _ in allowed} - {timing.contender for timing in timings})
     return (
@@ -66,11 +96,6 @@ def _fastest(good: Sequence[ArtifactResult], benchmark: Benchmark) -> str:
         "verification, it is the fastest on this machine"
         f"{'; not timed: ' if untimed else ''}{', '.join(untimed)}."
     )
-
-
-def _any_of(good: Sequence[ArtifactResult]) -> str:
-    files = ", ".join(dict.fromkeys(map(_file, good)))
-    return f"Deploy one of the files that passed: {files}. resdeploy bench finds the fastest."
 
 
 def _file(line: ArtifactResult | Timing) -> str:

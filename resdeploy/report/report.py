@@ -22,9 +22,9 @@ from resdeploy.report.contents import (
     BundleContents,
     bundle_sections,
     export_environment,
-    export_summary,
     network_text,
 )
+from resdeploy.report.graphs import export_summary
 from resdeploy.report.latency import benchmark_section, benchmark_summary
 from resdeploy.report.origin import made_text, origin_section, subject_text
 from resdeploy.report.recommendation import recommendation
@@ -143,6 +143,8 @@ def make_page(inputs: ReportInputs) -> Page:
         *(warning for result in inputs.benchmarks for warning in result.warnings),
         *(warning for bundle in bundles for warning in bundle.manifest.warnings),
     ]
+    names = [bundle.name for bundle in bundles]
+    advice = recommendation(names, inputs.comparisons, inputs.verifications, inputs.benchmarks)
     return Page(
         title=_title(inputs),
         lead="; ".join(network_text(bundle.manifest) for bundle in bundles),
@@ -160,13 +162,14 @@ def make_page(inputs: ReportInputs) -> Page:
                 ),
             ]
         ),
-        recommendation=recommendation(inputs.comparisons, inputs.verifications, inputs.benchmarks),
+        recommendation=advice.sentence,
+        commands=advice.commands,
         warnings=tuple(grouped_by_hint(warnings)),
         summary=(
             *map(comparison_summary, inputs.comparisons),
             *map(verification_summary, inputs.verifications),
             *map(benchmark_summary, inputs.benchmarks),
-            *(export_summary(bundle.manifest) for bundle in bundles),
+            *(line for bundle in bundles for line in export_summary(bundle.manifest)),
         ),
         sections=(
             *map(comparison_section, inputs.comparisons),
@@ -186,11 +189,11 @@ def bundle_page(name: str, manifest: Manifest, analysis: Analysis | None) -> Pag
 def _title(inputs: ReportInputs) -> str:
     if inputs.bundles and not inputs.comparisons:
         return ", ".join(bundle.name for bundle in inputs.bundles)
-    kinds = {
-        "Comparison": [f"{result.second} with {result.first}" for result in inputs.comparisons],
-        "Verification": [subject_text(result.environment) for result in inputs.verifications],
-        "Benchmark": [subject_text(result.environment) for result in inputs.benchmarks],
-    }
-    return "; ".join(
-        f"{kind} of {', '.join(dict.fromkeys(names))}" for kind, names in kinds.items() if names
-    )
+    titles: dict[str, list[str]] = {}
+    for result in inputs.comparisons:
+        titles[f"{result.second} with {result.first}"] = ["comparison"]
+    for kind, results in (("verification", inputs.verifications), ("benchmark", inputs.benchmarks)):
+        for subject in dict.fromkeys(subject_text(result.environment) for result in results):
+            titles.setdefault(subject, []).append(kind)
+    text = "; ".join(f"{' and '.join(kinds)} of {name}" for name, kinds in titles.items())
+    return f"{text[0].upper()}{text[1:]}"

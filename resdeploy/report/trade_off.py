@@ -3,54 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from resdeploy.bundle.calibration_record import TradeOffPoint
-from resdeploy.bundle.manifest import Encoding
+from resdeploy.bundle.manifest import Encoding, Precision, graph_name
 from resdeploy.pages.blocks import Block, Figure, Table
 from resdeploy.pages.svg import PlotPoint, scatter
 from resdeploy.tables import NONE, percentage, plural
 
+SHAPES = {Encoding.FLOAT: 2, Encoding.CPU: 0, Encoding.TENSORRT: 1}
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """Words about the cost of the settings of one graph."""
+
+    caption: str
+    axis: str
+    column: str
+
+
+_CPU = _Costs(
+    "Layers in float in int8-cpu.onnx. Latency: one image in ONNX Runtime on all cores of the "
+    "machine of the export.",
+    "latency in ms",
+    "latency",
+)
+_TENSORRT = _Costs(
+    "Layers in float in int8.onnx. The latency was not measured, because TensorRT was not used; "
+    "the cost is the share of the convolutions' products in float.",
+    "% of the convolutions' products in float",
+    "in float",
+)
+
 
 def trade_off_blocks(points: Sequence[TradeOffPoint]) -> tuple[Block, ...]:
-    """Return a plot and a table of the settings with a latency, then of those without one.
+    """Return a plot and a table for each graph for which a search tried layers in float.
 
-    The table of the calibrators has the settings without layers in float, so the tables here have
-    only those of the bundle, FP32 and the mixtures.
+    The calibrators that the bundle does not use are left out: they have a table of their own, and
+    the same cost as the one that it uses.
     """
-    timed = [point for point in points if point.p50_ms is not None]
-    untimed = [point for point in points if point.p50_ms is None]
-    return (
-        *_blocks(
-            timed,
-            "Settings for CPUs. Latency of one image on all cores, at the export.",
-            "latency in ms",
-        ),
-        *_blocks(
-            untimed,
-            "Settings for TensorRT. Their latency was not measured, so the cost is the share of "
-            "the convolutions' multiply-accumulates (MACs) in float.",
-            "% of the convolutions' MACs in float",
-        ),
-    )
+    used = {(point.encoding, point.calibrator) for point in points if point.chosen}
+    kept: dict[tuple[Encoding, str, tuple[str, ...]], TradeOffPoint] = {}
+    for point in points:
+        key = point.encoding, point.calibrator, point.layers
+        # All layers in INT8 are evaluated for the calibrators, and in a search on more images.
+        if key[:2] in used and (key not in kept or point.images > kept[key].images):
+            kept[key] = point
+    ordered = sorted(kept.values(), key=lambda point: (not point.chosen, _cost(point)))
+    # A search times only the last of its mixtures for the CPU.
+    timed = [point for point in ordered if point.p50_ms is not None]
+    tensorrt = [point for point in ordered if point.encoding is Encoding.TENSORRT]
+    return (*_blocks(timed, _CPU), *_blocks(tensorrt, _TENSORRT))
 
 
-def _blocks(points: Sequence[TradeOffPoint], caption: str, x_label: str) -> list[Block]:
+def _blocks(points: Sequence[TradeOffPoint], costs: _Costs) -> list[Block]:
+    if not any(point.layers for point in points):
+        return []
     blocks: list[Block] = []
     if len({_cost(point) for point in points}) > 1 < len({point.agreement for point in points}):
-        blocks.append(_plot(points, caption, x_label))
-    if shown := [point for point in points if point.chosen or point.layers]:
-        blocks.append(_table(shown, caption, len(points)))
-    return blocks
+        blocks.append(_plot(points, costs))
+    return [*blocks, _table(points, costs)]
 
 
-def _plot(points: Sequence[TradeOffPoint], caption: str, x_label: str) -> Figure:
-    kinds = {Encoding.FLOAT: 2, Encoding.CPU: 0, Encoding.TENSORRT: 1}
+def _plot(points: Sequence[TradeOffPoint], costs: _Costs) -> Figure:
+    numbers: dict[tuple[float, float], list[str]] = {}
+    for number, point in enumerate(points, 1):
+        numbers.setdefault((_cost(point), point.agreement), []).append(str(number))
     marks = [
         PlotPoint(
             _cost(point),
             point.agreement,
-            _setting(point) if point.chosen else "",
-            kinds.get(point.encoding, 0),
+            ", ".join(numbers.pop((_cost(point), point.agreement), [])),
+            SHAPES.get(point.encoding, 0),
             point.chosen,
         )
         for point in points
@@ -61,36 +86,43 @@ def _plot(points: Sequence[TradeOffPoint], caption: str, x_label: str) -> Figure
     return Figure(
         svg=scatter(
             marks,
-            x_label=x_label,
+            x_label=costs.axis,
             y_label="agreement with FP32 in %",
-            description=f"Agreement with FP32 in % against {x_label}. {described}",
+            description=f"Agreement with FP32 in % against {costs.axis}. {described}",
             y_max=100.0,
         ),
-        caption=f"Agreement with FP32 against {x_label}. {caption} The settings in the bundle have "
-        "a dark border.",
+        caption=f"Agreement with FP32 against {costs.axis}. The numbers are those of the table "
+        f"below. {'The triangle is FP32. ' if points[0].p50_ms is not None else ''}A thick border "
+        "marks the graphs of the bundle.",
     )
 
 
-def _table(points: Sequence[TradeOffPoint], caption: str, tried: int) -> Table:
-    ordered = sorted(points, key=lambda point: (point.encoding.value, -point.agreement))
-    cost = "in float" if ordered[0].p50_ms is None else "latency"
+def _table(points: Sequence[TradeOffPoint], costs: _Costs) -> Table:
+    drop_known = any(point.drop is not None for point in points)
+    drop_text = " Drop: of top-1 accuracy against FP32, in points." if drop_known else ""
+    count = plural(len(points), "graph")
     return Table(
-        caption=f"{caption} {plural(tried, 'setting')} tried; those in the bundle are highlighted.",
-        head=("setting", "encoding", "agreement", "drop", "images", cost),
+        caption=f"{costs.caption} Agreement: share of the images of the search with the same "
+        "predicted class as FP32; other images judge the finished graphs, because this choice "
+        f"favours them here.{drop_text} {count}; those of the bundle are highlighted.",
+        head=("graph", "agreement", costs.column, *(("drop",) if drop_known else ()), "images"),
         rows=tuple(
             (
-                _setting(point),
-                point.encoding.value,
+                f"{number}: {_setting(point)}",
                 percentage(point.agreement, 2),
-                NONE if point.drop is None else f"{point.drop:+.2f}",
-                f"{point.images:,}",
                 percentage(_cost(point)) if point.p50_ms is None else f"{point.p50_ms:.2f} ms",
+                *((_drop(point),) if drop_known else ()),
+                f"{point.images:,}",
             )
-            for point in ordered
+            for number, point in enumerate(points, 1)
         ),
-        highlighted=frozenset(index for index, point in enumerate(ordered) if point.chosen),
+        highlighted=frozenset(index for index, point in enumerate(points) if point.chosen),
         html_only=True,
     )
+
+
+def _drop(point: TradeOffPoint) -> str:
+    return NONE if point.drop is None else f"{point.drop:+.2f}"
 
 
 def _cost(point: TradeOffPoint) -> float:
@@ -98,5 +130,8 @@ def _cost(point: TradeOffPoint) -> float:
 
 
 def _setting(point: TradeOffPoint) -> str:
-    layers = f", {plural(len(point.layers), 'layer')} in float" if point.layers else ""
-    return f"{point.calibrator}{layers}"
+    if point.encoding is Encoding.FLOAT:
+        return "fp32.onnx"
+    if point.chosen:
+        return f"{graph_name(Precision.INT8, point.encoding)}.onnx"
+    return f"{plural(len(point.layers), 'layer')} in float" if point.layers else "all in INT8"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resdeploy.tables import percentage, plural
+from resdeploy.tables import factor, percentage, plural
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,11 @@ def test_a_plural_may_need_two_letters(noun: str) -> None:
 )  # fmt: skip
 def test_only_all_and_nothing_look_like_it(value: float, decimals: int, text: str) -> None:
     assert percentage(value, decimals) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.0, "1.00"), (4.318, "4.32"), (9.996, "10.0"), (13.39, "13.4"), (234.5, "234")],
+)
+def test_factors_have_three_digits(value: float, text: str) -> None:
+    assert factor(value) == text

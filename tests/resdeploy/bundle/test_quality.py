@@ -9,6 +9,7 @@ import pytest
 
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import (
+    Encoding,
     ExportWarning,
     GoldenOrigin,
     Manifest,
@@ -62,25 +63,27 @@ def test_perfect_figures_of_a_few_images_are_a_warning(tiny_bundle: Bundle) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "figures"),
+    ("name", "figures", "below"),
     [
-        ("int8_cpu", (90.625, 30.0)),
-        ("int8_cpu", (100.0, 19.9)),
-        ("int8_cpu", (90.6, 14.3)),
-        ("int8", (93.75, 25.0)),
-        ("fp16", (93.75, 67.0)),
-        ("fp16", (100.0, 45.0)),
-        ("fp32", (100.0, 70.0)),
-        ("int8", (100.0, float("nan"))),
+        ("int8_cpu", (90.625, 30.0), "agreement"),
+        ("int8_cpu", (100.0, 19.9), "SQNR"),
+        ("int8_cpu", (90.6, 14.3), "agreement, SQNR"),
+        ("int8", (93.75, 25.0), "agreement"),
+        ("fp16", (93.75, 67.0), "agreement"),
+        ("fp16", (100.0, 45.0), "SQNR"),
+        ("fp32", (100.0, 70.0), "SQNR"),
+        ("int8", (100.0, float("nan")), "SQNR"),
     ],
 )
-def test_bad_figures_are_a_warning(
-    tiny_bundle: Bundle, name: str, figures: tuple[float, float]
+def test_a_warning_has_the_figures_below_their_limits_only(
+    tiny_bundle: Bundle, name: str, figures: tuple[float, float], below: str
 ) -> None:
     (warning,) = quality_warnings(judged(tiny_bundle, 32, **{name: figures}))
     assert warning.artifacts == (name.replace("_", "-"),)
-    assert f"agreement {figures[0]:.1f} %, limit" in warning.message
-    assert f"SQNR {figures[1]:.1f} dB, limit" in warning.message
+    agreement = f"{figures[0]:.1f} % have the same predicted class (limit "
+    assert (agreement in warning.message) == ("agreement" in below)
+    sqnr = f"the SQNR of the logits is {figures[1]:.1f} dB (limit "
+    assert (sqnr in warning.message) == ("SQNR" in below)
     assert "on 32 golden images" in warning.message
 
 
@@ -100,15 +103,15 @@ def test_images_that_did_not_calibrate_come_first(tiny_bundle: Bundle) -> None:
     manifest = with_quality(judged(tiny_bundle), agreement=97.0)
     assert export_figures(manifest.artifacts[-1])[0].agreement == 97.0
     (warning,) = quality_warnings(manifest)
-    assert "int8-cpu deviates from FP32 on 400 held-out images: agreement 97.0 %" in warning.message
+    assert "int8-cpu deviates from FP32 on 400 held-out images: 97.0 % have" in warning.message
     folds = with_quality(manifest, agreement=97.0, origin=QualityOrigin.CROSS_VALIDATION)
     (warning,) = quality_warnings(folds)
     assert "on 400 calibration images by cross-validation" in warning.message
     # Good figures on calibration images do not hide bad ones on others.
-    for golden in ((90.625, 33.0), (100.0, 13.0)):
+    for golden, first in (((90.625, 33.0), "90.6 % have"), ((100.0, 13.0), "the SQNR of")):
         (warning,) = quality_warnings(with_quality(judged(tiny_bundle, int8_cpu=golden)))
-        assert f"on 32 golden images: agreement {golden[0]:.1f} %" in warning.message
-        assert warning.message.endswith(" (agreement 99.0 % on 400 held-out images)")
+        assert f"on 32 golden images: {first}" in warning.message
+        assert "400" not in warning.message  # the figures of one set of images
 
 
 def test_two_golden_images_do_not_outweigh_many_others(tiny_bundle: Bundle) -> None:
@@ -126,15 +129,30 @@ def test_the_hint_names_the_options_and_a_better_graph(tiny_bundle: Bundle) -> N
     (warning,) = quality_warnings(judged(tiny_bundle, int8_cpu=(90.0, 30.0)))
     for option in ("more images like those to classify (now 32)", "--min-agreement", "--qat"):
         assert option in warning.hint
-    assert warning.hint.endswith("; int8 of this bundle agrees on 100.0 %")
+    assert warning.hint.endswith(
+        "; int8 of this bundle predicts FP32's class for 100.0 % of 32 golden images"
+    )
     both = quality_warnings(judged(tiny_bundle, int8=(90.0, 30.0), int8_cpu=(90.0, 30.0)))
     assert {w.hint.rpartition("; ")[2] for w in both} == {
-        "fp16 of this bundle agrees on 100.0 %: --precision fp16"
+        "fp16 of this bundle predicts FP32's class for 100.0 % of 32 golden images: "
+        "--precision fp16"
     }
     bad = dict.fromkeys((*GOOD, "int8_cpu"), (90.0, 30.0))
     assert "of this bundle" not in "".join(
         w.hint for w in quality_warnings(judged(tiny_bundle, 32, **bad))
     )
+
+
+def test_the_hint_names_only_options_that_change_the_graph(tiny_bundle: Bundle) -> None:
+    manifest = judged(tiny_bundle, int8_cpu=(90.0, 30.0))
+    *others, last = manifest.artifacts
+    dla = dataclasses.replace(last, encoding=Encoding.DLA, file="int8-dla.onnx")
+    (warning,) = quality_warnings(dataclasses.replace(manifest, artifacts=(*others, dla)))
+    assert "--min-agreement" not in warning.hint
+    assert "train with --qat" in warning.hint
+    learned = {**(manifest.calibration or {}), "method": {"tensorrt": "learned"}}
+    (warning,) = quality_warnings(dataclasses.replace(manifest, calibration=learned))
+    assert "--qat" not in warning.hint
 
 
 def test_lines_repeat_neither_a_hint_nor_a_message() -> None:

@@ -107,9 +107,9 @@ def test_accuracies_are_those_of_the_json(
     assert len(shown) == len(lines)
     for cells, line in zip(shown, lines):
         assert cells[1] == line["backend"]
-        assert cells[2] == f"{line['top1']:.2f} %"
-        assert cells[4:7] == [
-            f"{line['drop']:+.2f}", f"{line['drop_upper95']:+.2f}", line["verdict"],
+        assert cells[2:6] == [
+            line["verdict"], f"{line['drop']:+.2f}", f"{line['drop_upper95']:+.2f}",
+            f"{line['top1']:.2f} %",
         ]  # fmt: skip
 
 
@@ -118,9 +118,9 @@ def test_times_are_those_of_the_json(page: webdriver.Chrome, documents: dict[str
     lines = documents["benchmark"]["results"]
     assert [cells[1:] for cells in shown] == [
         [
-            f"{line['p50_ms']:.2f}", f"{line['p90_ms']:.2f}", f"{line['p99_ms']:.2f}",
-            f"{line['images_per_second']:.1f}", f"{line['speedup']:.2f}x",
+            f"{line['p50_ms']:.2f}", f"{line['speedup']:.2f}x",
             f"{line['speedup_low']:.2f} to {line['speedup_high']:.2f}",
+            f"{line['images_per_second']:.1f}", f"{line['p90_ms']:.2f}", f"{line['p99_ms']:.2f}",
         ]
         for line in lines
     ]  # fmt: skip
@@ -217,11 +217,12 @@ def test_the_page_prints_on_paper(page: webdriver.Chrome) -> None:
     try:
         navigation = page.find_element(By.TAG_NAME, "nav")
         assert not navigation.is_displayed()
+        # A section on a new page leaves the page before it half empty.
         breaks = page.execute_script(
-            "return [...document.querySelectorAll('section + section:has(table)')].map("
+            "return [...document.querySelectorAll('section')].map("
             "section => getComputedStyle(section).breakBefore)"
         )
-        assert set(breaks) == {"page"}
+        assert set(breaks) == {"auto"}
         printed = page.execute_cdp_cmd("Page.printToPDF", {})["data"]
         assert len(printed) > 10_000
     finally:

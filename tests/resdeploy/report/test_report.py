@@ -107,7 +107,9 @@ def test_golden_images_alone_have_no_accuracy(tiny_bundle: Bundle) -> None:
 def test_a_bundle_alone_has_no_verdict(tiny_bundle: Bundle) -> None:
     page = page_of(bundles=[BundleContents("b", tiny_bundle.manifest, None)])
     assert page.verdict is None
-    assert page.recommendation.startswith("Before you deploy, judge the accuracy")
+    assert page.recommendation.startswith("Before you deploy, measure the accuracy")
+    assert page.commands[0] == "resdeploy verify b --data FOLDER --json > verification.json"
+    assert page.commands[0] in to_markdown(page)
     assert page.lead.startswith("resnet10 at 32 pixels, 3 classes, exported on 20")
     assert to_markdown(page).startswith("## b\n")
 
@@ -238,7 +240,9 @@ def test_a_benchmark_with_missing_values_is_shown(tmp_path: Path) -> None:
     document = replace(benchmark(), results=(bare,), work=None, ceilings=None)
     section = benchmark_section(document)
     assert not [block for block in section.blocks if isinstance(block, Figure)]
-    assert [block.rows[0][-1] for block in section.blocks if isinstance(block, Table)] == ["-", "-"]
+    times, resources = (block for block in section.blocks if isinstance(block, Table))
+    assert times.rows[0][2:4] == ("-", "-")
+    assert resources.rows[0][-1] == "-"
 
 
 def test_stages_have_a_table() -> None:

@@ -72,7 +72,7 @@ def test_the_report_shows_matrix_mistakes_and_settings(image_data: Path) -> None
     assert text.count("data:image/png;base64,") == 1
     assert '<table class="matrix tall">' in text
     assert "label smoothing" in text
-    assert "<strong>the images are few</strong></p><p>add more</p>" in text
+    assert "<strong>the images are few</strong></p><p>Remedy: add more.</p>" in text
     assert "(&lt; 1 %), predicted red (90 %)" in text
     assert "after 4 epochs, on 20 held-out images of 3 classes, on 2026-11-24 on " in text
     assert "on Processor &lt;1&gt;" in text
