@@ -118,7 +118,7 @@ class Page:
     subject: str = ""
     """Model, date and machine of the results that the verdict is about."""
     recommendation: str = ""
-    """Sentence that names the file to deploy, or the reason against deploying."""
+    """Sentence that says what to do next: the file to deploy, or a command."""
     summary: tuple[str, ...]
     """Sentences with the reason for the verdict and the most important numbers."""
     warnings: tuple[tuple[tuple[str, ...], str], ...] = ()
