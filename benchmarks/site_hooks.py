@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = "commands.md"
 HEAD = """# Commands
 
-The same texts as `resdeploy COMMAND --help`, made from the command line itself. Below each option stand
-its values."""
+The same texts as `resdeploy COMMAND --help`, made from the command line itself. Each option is
+followed by its values."""
 # A link in `docs/` to a file of the repository, such as `../deploy/ci/resdeploy.yml`.
 OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#]+)")
 

@@ -289,7 +289,8 @@ class _Trainer:
                 self.folder, self.learner, outcome, config=config, workers=self.workers,
                 processes=self.process.count, metrics=self.metrics, evaluation=evaluation,
                 images=self.splits.val, preprocessing=self.preprocessing, unreadable=unreadable,
-                provenance=provenance, command=self.record.command, held_out=self.record.data.held_out, warnings=warnings,
+                provenance=provenance, held_out=self.record.data.held_out, warnings=warnings,
+                command=self.record.command,
             )  # fmt: skip
         return TrainingResult(
             run=self.folder,

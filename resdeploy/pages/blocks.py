@@ -118,7 +118,9 @@ class Page:
     subject: str = ""
     """Model, date and machine of the results that the verdict is about."""
     recommendation: str = ""
-    """Sentence that says what to do next: the file to deploy, or a command."""
+    """Sentence that names the file to deploy, or the reason against deploying."""
+    commands: tuple[str, ...] = ()
+    """Lines for a shell that the recommendation refers to."""
     summary: tuple[str, ...]
     """Sentences with the reason for the verdict and the most important numbers."""
     warnings: tuple[tuple[tuple[str, ...], str], ...] = ()

@@ -32,7 +32,7 @@ def comparison_text(result: Comparison) -> str:
 
 
 def comparison_section(result: Comparison) -> Section:
-    """Return the tables, plots and differences of a comparison; it is empty without any."""
+    """Return the tables, plots and differences of a comparison for a report."""
     blocks: list[Block] = [
         *_accuracy(result),
         *_paragraph(_image_notes(result)),
@@ -43,15 +43,17 @@ def comparison_section(result: Comparison) -> Section:
     ]
     if differences := _differences(result):
         blocks.append(Facts(caption="Other differences", facts=tuple(differences)))
+    if result.identical:
+        blocks = [Text(text="Nothing was measured.")]
     return Section(title=f"Changes from {result.first} to {result.second}", blocks=tuple(blocks))
 
 
-def comparison_summary(result: Comparison) -> list[str]:
-    """Return sentences with the limits of a comparison, and with its notices."""
-    about = [f"First: {result.first}; second: {result.second}", *_limits(result)]
+def comparison_summary(result: Comparison) -> str:
+    """Return the limits of a comparison, and the notices that are no reasons of its verdict."""
     reasons = verdict_reasons(result)
+    parts = [f"First: {result.first}; second: {result.second}", *_limits(result)]
     notices = [notice for notice in result.notices if notice not in reasons]
-    return [f"{line[0].upper()}{line[1:]}." for line in ("; ".join(about), *notices)]
+    return " ".join(f"{line[0].upper()}{line[1:]}." for line in ("; ".join(parts), *notices))
 
 
 def verdict_reasons(result: Comparison) -> list[str]:
@@ -117,28 +119,27 @@ def _accuracy(result: Comparison) -> list[Table]:
         (
             line.artifact,
             line.backend,
-            f"{line.images:,}",
-            percentage(line.first, 2),
-            percentage(line.second, 2),
+            line.verdict.value,
             f"{line.drop:+.2f}",
             f"{line.drop_low:+.2f} to {line.drop_high:+.2f}" if line.different else "bit-identical",
-            line.verdict.value,
+            percentage(line.first, 2),
+            percentage(line.second, 2),
+            f"{line.images:,}",
         )
         for line in result.accuracy
     ]
     metric = "top-1" if by_labels else "agreement"
     head = (
-        "graph", "backend", "images", f"{metric}, first", "second", "drop", "90 % interval",
-        "verdict",
+        "graph", "backend", "verdict", "drop", "95 % bounds", f"{metric}, first", "second",
+        "images",
     )  # fmt: skip
     measured = "Top-1 accuracy" if by_labels else "Agreement with PyTorch"
     caption = (
-        f"{measured} of both bundles on the same images. The drop is in percentage points; each "
-        f"end of its interval is a one-sided 95 % bound. The verdict is "
-        f"{'pass' if by_labels else 'reproduced'} if the whole interval is at most "
-        f"{result.max_drop:g}, the limit; it is fail if the whole interval is above the limit, or "
-        "if the drop is above the limit and the whole interval above 0; otherwise it is "
-        "inconclusive."
+        f"{measured} of both bundles on the same images. The drop is in percentage points; the "
+        "true drop is not below the first bound, and not above the second, with 95 % confidence "
+        f"each. The verdict is {'pass' if by_labels else 'reproduced'} if both bounds are at most "
+        f"{result.max_drop:g}, the limit; it is fail if both are above the limit, or if the drop "
+        "is above the limit and both bounds are above 0; otherwise it is inconclusive."
     )
     return [Table(caption=caption, head=head, rows=tuple(rows))]
 
@@ -150,27 +151,28 @@ def _latency(result: Comparison) -> list[Table]:
         (
             line.graph,
             line.contender,
-            str(line.batch),
-            str(line.threads),
-            f"{line.first_ms:.2f} ms",
-            f"{line.second_ms:.2f} ms",
+            line.verdict.value,
             f"{line.slowdown:+.1f} %",
             f"{line.slowdown_low:+.1f} to {line.slowdown_high:+.1f}",
-            line.verdict.value,
+            f"{line.first_ms:.2f} ms",
+            f"{line.second_ms:.2f} ms",
+            str(line.batch),
+            str(line.threads),
         )
         for line in result.latency
     ]
     first = result.latency[0]
     interval = f"{100 * first.confidence:.0f} % interval"
     head = (
-        "graph", "contender", "batch", "threads", "first", "second", "slowdown", interval,
-        "verdict",
+        "graph", "contender", "verdict", "slowdown", interval, "first", "second", "batch",
+        "threads",
     )  # fmt: skip
     relative = f", relative to {first.relative_to} in the same run" if first.relative_to else ""
     caption = (
-        f"Median latency of both. The slowdown is that of the second{relative}. The verdict is "
-        f"pass if the whole interval is at most {result.max_slowdown:g} %, the limit; it is fail "
-        "if the whole interval is above the limit; otherwise it is inconclusive."
+        f"Median latency of both. The slowdown is that of the second{relative}, with its "
+        f"{interval} in %. The verdict is pass if the whole interval is at most "
+        f"{result.max_slowdown:g} %, the limit; it is fail if the whole interval is above the "
+        "limit; otherwise it is inconclusive."
     )
     return [Table(caption=caption, head=head, rows=tuple(rows))]
 
@@ -178,7 +180,7 @@ def _latency(result: Comparison) -> list[Table]:
 def _drops(result: Comparison) -> list[Figure]:
     rows = [(line.artifact, line.drop_low, line.drop, line.drop_high) for line in result.accuracy]
     unit = "points"
-    return _intervals("Drop, and its 90 % interval", unit, rows, result.max_drop, "no drop")
+    return _intervals("Drop, and its 95 % bounds", unit, rows, result.max_drop, "no drop")
 
 
 def _slowdowns(result: Comparison) -> list[Figure]:
@@ -261,12 +263,15 @@ def _times(line: LatencyChange) -> str:
         return f"latency decided in {measured}; about {plural(needed, noun)} would have been enough"
     if needed is None:
         return (
-            f"latency inconclusive after {measured}, and more would not decide: the slowdown is about "
-            "the limit, or the machine is too noisy"
+            f"latency inconclusive after {measured}, and more would not decide: the slowdown is "
+            "about the limit, or the machine is too noisy"
         )
     more = max(needed - line.samples, 1)
     time = "" if line.seconds is None else f"{line.seconds * more / line.samples:.0f} s "
-    return f"latency inconclusive after {measured}; about {time}({plural(more, noun)}) more would decide"
+    return (
+        f"latency inconclusive after {measured}; about {time}({plural(more, noun)}) more would "
+        "decide"
+    )
 
 
 def _layers(change: LayerChange) -> str:

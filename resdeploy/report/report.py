@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 
 from resdeploy.bundle.analysis import Analysis, read_analysis
@@ -144,13 +143,6 @@ def make_page(inputs: ReportInputs) -> Page:
         *(warning for result in inputs.benchmarks for warning in result.warnings),
         *(warning for bundle in bundles for warning in bundle.manifest.warnings),
     ]
-    sections = (
-        *map(comparison_section, inputs.comparisons),
-        *map(verification_section, inputs.verifications),
-        *map(benchmark_section, inputs.benchmarks),
-        *bundle_sections(bundles),
-        origin_section(environments),
-    )
     return Page(
         title=_title(inputs),
         lead="; ".join(network_text(bundle.manifest) for bundle in bundles),
@@ -171,12 +163,18 @@ def make_page(inputs: ReportInputs) -> Page:
         recommendation=recommendation(inputs.comparisons, inputs.verifications, inputs.benchmarks),
         warnings=tuple(grouped_by_hint(warnings)),
         summary=(
-            *chain.from_iterable(map(comparison_summary, inputs.comparisons)),
+            *map(comparison_summary, inputs.comparisons),
             *map(verification_summary, inputs.verifications),
             *map(benchmark_summary, inputs.benchmarks),
             *(export_summary(bundle.manifest) for bundle in bundles),
         ),
-        sections=tuple(section for section in sections if section.blocks),
+        sections=(
+            *map(comparison_section, inputs.comparisons),
+            *map(verification_section, inputs.verifications),
+            *map(benchmark_section, inputs.benchmarks),
+            *bundle_sections(bundles),
+            origin_section(environments),
+        ),
     )
 
 

@@ -79,7 +79,8 @@ def training_page(
         title=f"{percentage(evaluation.accuracy, 2)} top-1 accuracy",
         lead=f"{network}, {plural(len(images.classes), 'class')}; training run {name}, "
         f"{made_text(environment)}",
-        recommendation=f"Next: resdeploy export {quote(name)} --fp16 --int8",
+        recommendation="Next, export the network:",
+        commands=(f"resdeploy export {quote(name)} --fp16 --int8",),
         summary=(
             f"Trained on {outcome.train_images:,} images; measured on "
             f"{evaluation.confusion.sum():,} {kind} images.",

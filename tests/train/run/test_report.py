@@ -80,7 +80,7 @@ def test_the_report_shows_matrix_mistakes_and_settings(image_data: Path) -> None
     assert f"resnet10 at {SIZE} pixels, 3 classes; training run one, on 2026-11-24 on " in text
     assert "measured on 20 held-out images." in text
     assert "model.safetensors holds the network of epoch 3, the best of 4." in text
-    assert "<strong>Next: resdeploy export one --fp16 --int8</strong>" in text
+    assert "<pre><code>resdeploy export one --fp16 --int8</code></pre>" in text.partition("<h2")[0]
     assert f"<code>{BEGIN}\n{FINISH}</code>" in text  # one command began the run, another ended it
     assert "on Processor &lt;1&gt;" in text
     assert "the most frequent class has an accuracy of 33.33 %." in text
