@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = "commands.md"
 HEAD = """# Commands
 
-The same texts as `resdeploy COMMAND --help`, made from the command line itself."""
+The same texts as `resdeploy COMMAND --help`, made from the command line itself. Each option is
+followed by its values."""
 # A link in `docs/` to a file of the repository, such as `../deploy/ci/resdeploy.yml`.
 OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#]+)")
 
@@ -47,18 +48,30 @@ def command_reference(group: click.Group) -> str:
     for name in group.commands:
         command = group.commands[name]
         context = click.Context(command, info_name=name, parent=parent)
-        records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
         rows = [
-            f"| {', '.join(f'<code>{_cell(name)}</code>' for name in names.split(', '))} "
-            f"| {_cell(meaning)} |"
-            for names, meaning in filter(None, records)
-            if names.startswith("-")
+            _row(p, context) for p in command.get_params(context) if isinstance(p, click.Option)
         ]
         paragraphs = [_cell(" ".join(text.split())) for text in (command.help or "").split("\n\n")]
         usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
         table = "\n".join(["| option | meaning |", "| --- | --- |", *rows])
         blocks += [f"## resdeploy {name}", *paragraphs, f"    {usage}", table]
     return "\n\n".join(blocks) + "\n"
+
+
+def _row(option: click.Option, context: click.Context) -> str:
+    """Return an option, its values in words, such as `integer, 1 or more`, and its meaning."""
+    names, meaning = option.get_help_record(context) or ("", "")
+    values = "" if option.is_flag else option.make_metavar(context)
+    names = names.removesuffix(f" {values}")
+    if isinstance(option.type, click.Choice):
+        values = values.strip("[]").replace("|", ", ")
+    elif values.lower() == option.type.name:
+        values = option.type.name
+    if span := option.get_help_extra(context).get("range"):
+        values = f"{values}, {span}"
+        meaning = meaning.replace(f"; {span}]", "]").replace(f"  [{span}]", "")
+    codes = ", ".join(f"<code>{_cell(name)}</code>" for name in names.split(", "))
+    return f"| {codes}{' <br> ' * bool(values)}{_cell(values)} | {_cell(meaning)} |"
 
 
 def _cell(text: str) -> str:

@@ -290,6 +290,7 @@ class _Trainer:
                 processes=self.process.count, metrics=self.metrics, evaluation=evaluation,
                 images=self.splits.val, preprocessing=self.preprocessing, unreadable=unreadable,
                 provenance=provenance, held_out=self.record.data.held_out, warnings=warnings,
+                command=self.record.command,
             )  # fmt: skip
         return TrainingResult(
             run=self.folder,

@@ -7,8 +7,10 @@ const mend = () => {
     pages.setAttribute("aria-label", `Pages: ${pages.querySelector("label").textContent.trim()}`);
   }
   const boxes = "pre > code, .md-typeset__scrollwrap, p:has(> img)";
-  for (const box of document.querySelectorAll(boxes))
+  for (const box of document.querySelectorAll(boxes)) {
+    box.classList.toggle("scrolls", box.scrollWidth > box.clientWidth);
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+  }
 };
 new MutationObserver(mend).observe(document.body, { childList: true, subtree: true });
 addEventListener("resize", mend);

@@ -153,6 +153,7 @@ def scatter(
     y_label: str,
     description: str,
     logarithmic: bool = False,
+    y_logarithmic: bool = False,
     y_max: float = math.inf,
     whole_x: bool = False,
 ) -> str:
@@ -165,13 +166,15 @@ def scatter(
         y_label: Label of the vertical axis.
         description: Text alternative.
         logarithmic: True if both axes are logarithmic.
+        y_logarithmic: True if the vertical axis is logarithmic.
         y_max: Largest value of the vertical axis; higher ones are drawn at its end.
         whole_x: True if only whole numbers have a tick on the horizontal axis.
     """
     ends = [*((p.x, p.y) for p in points), *(end for line in lines for end in line.points)]
     xs, ys = ([value for value in values if math.isfinite(value)] for values in zip(*ends))
     x_scale = axis_scale(xs, GUTTER, RIGHT, logarithmic=logarithmic)
-    y_scale = axis_scale([min(y, y_max) for y in ys], PLOT_HEIGHT, 24, logarithmic=logarithmic)
+    heights, y_logarithmic = [min(y, y_max) for y in ys], logarithmic or y_logarithmic
+    y_scale = axis_scale(heights, PLOT_HEIGHT, 24, logarithmic=y_logarithmic)
     y_scale = replace(y_scale, high=min(y_scale.high, y_max))
     parts = [_text(LEFT, 12, y_label, "start", "dim")]
     parts += _axis(x_scale, PLOT_HEIGHT, x_label, whole=whole_x)

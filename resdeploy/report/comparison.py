@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.images.formats import unread_lines
-from resdeploy.pages.blocks import Block, Section, Table, Text
+from resdeploy.pages.blocks import Block, Facts, Figure, Section, Table, Text
+from resdeploy.pages.svg import intervals
 from resdeploy.result_files.comparison import (
     AccuracyChange,
     Comparison,
@@ -24,37 +25,90 @@ def comparison_text(result: Comparison) -> str:
     """Return the tables, notes and verdict of a comparison for a terminal."""
     blocks = (*_accuracy(result), *_latency(result))
     tables = [table(block.head, block.rows) + "\n" for block in blocks]
-    lines = [*tables, *warning_lines(result.warnings), *_changes(result), *_outcomes(result)]
-    return "\n".join([*lines, f"verdict: {_verdict(result)}"])
+    notes = [f"{name}: {change}" for name, change in _differences(result)]
+    notes += [*result.notices, *_image_notes(result), *_time_notes(result)]
+    reasons = "; ".join([result.verdict.value, *verdict_reasons(result), *_limits(result)])
+    return "\n".join([*tables, *warning_lines(result.warnings), *notes, f"verdict: {reasons}"])
 
 
 def comparison_section(result: Comparison) -> Section:
-    """Return the tables and notes of a comparison for a report."""
-    facts = [f"{note[0].upper()}{note[1:]}" for note in _changes(result)]
-    notes = tuple(Text(text=f"{note}.") for note in (*facts, *_outcomes(result)))
-    blocks: tuple[Block, ...] = (*_accuracy(result), *_latency(result), *notes)
-    return Section(title=f"Changes from {result.first} to {result.second}", blocks=blocks)
+    """Return the tables, plots and differences of a comparison for a report."""
+    blocks: list[Block] = [
+        *_accuracy(result),
+        *_paragraph(_image_notes(result)),
+        *_drops(result),
+        *_latency(result),
+        *_paragraph(_time_notes(result)),
+        *_slowdowns(result),
+    ]
+    if differences := _differences(result):
+        blocks.append(Facts(caption="Other differences", facts=tuple(differences)))
+    if result.identical:
+        blocks = [Text(text="Nothing was measured.")]
+    return Section(title=f"Changes from {result.first} to {result.second}", blocks=tuple(blocks))
 
 
 def comparison_summary(result: Comparison) -> str:
-    """Return one sentence with the limits of a comparison, which its verdict refers to."""
-    about = _reason(result) or "nothing was measured"
-    return f"First: {result.first}; second: {result.second}; {about}."
+    """Return the limits of a comparison, and the notices that are no reasons of its verdict."""
+    reasons = verdict_reasons(result)
+    parts = [f"First: {result.first}; second: {result.second}", *_limits(result)]
+    notices = [notice for notice in result.notices if notice not in reasons]
+    return " ".join(f"{line[0].upper()}{line[1:]}." for line in ("; ".join(parts), *notices))
 
 
-def _verdict(result: Comparison) -> str:
-    return "; ".join(part for part in (result.verdict.value, _reason(result)) if part)
+def verdict_reasons(result: Comparison) -> list[str]:
+    """Return why a comparison failed or is inconclusive: which limit is exceeded, and by how much.
+
+    Of several graphs or contenders, only the slowest or least accurate one is named.
+    """
+    if result.verdict not in (Verdict.FAIL, Verdict.INCONCLUSIVE):
+        return []
+    failed = result.verdict is Verdict.FAIL
+    reasons = list[str]()
+    if drops := [line for line in result.accuracy if line.verdict is result.verdict]:
+        drop, limit = max(drops, key=lambda line: line.drop), plural(result.max_drop, "point")
+        reasons.append(
+            f"the {_metric(drop)} drop of {drop.artifact}{_others(drops)} is "
+            + (
+                f"{drop.drop:.2f} points, {drop.drop - result.max_drop:.2f} above the limit of "
+                if failed
+                else f"between {drop.drop_low:+.2f} and {drop.drop_high:+.2f} points, limit "
+            )
+            + limit
+        )
+    if slowdowns := [line for line in result.latency if line.verdict is result.verdict]:
+        slow = max(slowdowns, key=lambda line: line.slowdown)
+        reasons.append(
+            f"the slowdown of {slow.contender} {slow.graph}{_others(slowdowns)} is "
+            + (
+                f"{slow.slowdown:.1f} %, {slow.slowdown - result.max_slowdown:.1f} points above "
+                "the limit of "
+                if failed
+                else f"between {slow.slowdown_low:+.1f} and {slow.slowdown_high:+.1f} %, limit "
+            )
+            + f"{result.max_slowdown:g} %"
+        )
+    if result.accuracy or not failed:  # a benchmark without a contender does not fail
+        reasons += [f"{result.second} lacks {name}" for name in result.missing]
+    return reasons if result.accuracy else [*reasons, *result.notices]
 
 
-def _reason(result: Comparison) -> str:
-    if result.identical:
-        return "the bundles are identical in what they answer"
-    limits = []
-    if result.accuracy:
-        limits.append(f"a drop of {plural(result.max_drop, 'point')}")
-    if result.latency:
-        limits.append(f"a slowdown of {result.max_slowdown:g} %")
-    return f"limits: {', '.join(limits)}" if limits else ""
+def _others(lines: Sequence[object]) -> str:
+    return f" (and of {len(lines) - 1} more, by less)" if len(lines) > 1 else ""
+
+
+def _metric(line: AccuracyChange) -> str:
+    return "accuracy" if line.truth == "labels" else "agreement"
+
+
+def _limits(result: Comparison) -> list[str]:
+    limits = [f"a drop of {plural(result.max_drop, 'point')}"] if result.accuracy else []
+    limits += [f"a slowdown of {result.max_slowdown:g} %"] if result.latency else []
+    return [f"limits: {', '.join(limits)}"] if limits else []
+
+
+def _paragraph(notes: Sequence[str]) -> list[Text]:
+    return [Text(text=" ".join(f"{note}." for note in notes))] if notes else []
 
 
 def _accuracy(result: Comparison) -> list[Table]:
@@ -83,7 +137,9 @@ def _accuracy(result: Comparison) -> list[Table]:
     caption = (
         f"{measured} of both bundles on the same images. The drop is in percentage points; the "
         "true drop is not below the first bound, and not above the second, with 95 % confidence "
-        "each."
+        f"each. The verdict is {'pass' if by_labels else 'reproduced'} if both bounds are at most "
+        f"{result.max_drop:g}, the limit; it is fail if both are above the limit, or if the drop "
+        "is above the limit and both bounds are above 0; otherwise it is inconclusive."
     )
     return [Table(caption=caption, head=head, rows=tuple(rows))]
 
@@ -114,31 +170,63 @@ def _latency(result: Comparison) -> list[Table]:
     relative = f", relative to {first.relative_to} in the same run" if first.relative_to else ""
     caption = (
         f"Median latency of both. The slowdown is that of the second{relative}, with its "
-        f"{100 * first.confidence:.0f} % confidence interval in %."
+        f"{interval} in %. The verdict is pass if the whole interval is at most "
+        f"{result.max_slowdown:g} %, the limit; it is fail if the whole interval is above the "
+        "limit; otherwise it is inconclusive."
     )
     return [Table(caption=caption, head=head, rows=tuple(rows))]
 
 
-def _changes(result: Comparison) -> list[str]:
-    """Return what differs besides the measurements, and notices about these."""
+def _drops(result: Comparison) -> list[Figure]:
+    rows = [(line.artifact, line.drop_low, line.drop, line.drop_high) for line in result.accuracy]
+    unit = "points"
+    return _intervals("Drop, and its 95 % bounds", unit, rows, result.max_drop, "no drop")
+
+
+def _slowdowns(result: Comparison) -> list[Figure]:
+    rows = [
+        (f"{line.contender} {line.graph}", line.slowdown_low, line.slowdown, line.slowdown_high)
+        for line in result.latency
+    ]
+    return _intervals("Slowdown, and its interval", "%", rows, result.max_slowdown, "no slowdown")
+
+
+def _intervals(
+    what: str, unit: str, rows: Sequence[tuple[str, float, float, float]], limit: float, zero: str
+) -> list[Figure]:
+    """Return a plot that shows on which side of the limit each interval lies."""
+    if not rows:
+        return []
     return [
-        *(_layers(change) for change in result.layers),
-        *(f"only the first has {name}" for name in result.missing),
-        *(f"only the second has {name}" for name in result.added),
-        *result.notices,
+        Figure(
+            svg=intervals(rows, axis=f"{what.partition(',')[0].lower()} in {unit}",
+                          description=f"{what}, in {unit}.", marks=(0.0, limit)),
+            caption=f"{what}. An interval on both sides of the limit is inconclusive.",
+            legend=(("mark0", zero), ("mark1", f"limit: {limit:g} {unit}")),
+        )
+    ]  # fmt: skip
+
+
+def _differences(result: Comparison) -> list[tuple[str, str]]:
+    """Return the layers, calibrators and graphs that only one side has, by their place."""
+    differences = [(f"INT8 graph for {c.encoding.value}", _layers(c)) for c in result.layers]
+    sides = ((result.first, result.missing), (result.second, result.added))
+    return differences + [(f"only in {name}", ", ".join(found)) for name, found in sides if found]
+
+
+def _image_notes(result: Comparison) -> list[str]:
+    return [
         *unread_lines(result.unreadable, result.passed_over),
-    ]
-
-
-def _outcomes(result: Comparison) -> list[str]:
-    """Return how the measurements decided; graphs with the same outcome share one line."""
-    return [
         *_joined((line.artifact, _images(line)) for line in result.accuracy),
-        *_joined((f"{line.contender} {line.graph}", _times(line)) for line in result.latency),
     ]
+
+
+def _time_notes(result: Comparison) -> list[str]:
+    return _joined((f"{line.contender} {line.graph}", _times(line)) for line in result.latency)
 
 
 def _joined(outcomes: Iterable[tuple[str, str]]) -> list[str]:
+    """Return one line for each outcome, with the names that share it."""
     names: dict[str, list[str]] = {}
     for name, outcome in outcomes:
         names.setdefault(outcome, []).append(name)
@@ -154,11 +242,13 @@ def _images(line: AccuracyChange) -> str:
         enough = f"; about {needed:,} would have been enough" if needed != line.images else ""
         return f"accuracy decided on {count}{enough}"
     if needed is None:
-        return f"accuracy undecided on {count}, and no number decides: the drop is about the limit"
+        return (
+            f"accuracy inconclusive on {count}, and no number decides: the drop is about the limit"
+        )
     digits = max(len(str(needed - line.images)) - 2, 0)
     rounded = math.ceil((needed - line.images) / 10**digits) * 10**digits
     more = f"about {rounded:,} more would decide, if predictions change as often"
-    return f"accuracy undecided on {count}; {more}"
+    return f"accuracy inconclusive on {count}; {more}"
 
 
 def _times(line: LatencyChange) -> str:
@@ -173,13 +263,14 @@ def _times(line: LatencyChange) -> str:
         return f"latency decided in {measured}; about {plural(needed, noun)} would have been enough"
     if needed is None:
         return (
-            f"latency undecided after {measured}, and more would not decide: the slowdown is about "
-            "the limit, or the machine is too noisy"
+            f"latency inconclusive after {measured}, and more would not decide: the slowdown is "
+            "about the limit, or the machine is too noisy"
         )
     more = max(needed - line.samples, 1)
     time = "" if line.seconds is None else f"{line.seconds * more / line.samples:.0f} s "
     return (
-        f"latency undecided after {measured}; about {time}({plural(more, noun)}) more would decide"
+        f"latency inconclusive after {measured}; about {time}({plural(more, noun)}) more would "
+        "decide"
     )
 
 
@@ -192,4 +283,4 @@ def _layers(change: LayerChange) -> str:
     ]
     if change.calibrators[0] != change.calibrators[1]:
         changes.append(f"calibrator {change.calibrators[0]} to {change.calibrators[1]}")
-    return f"INT8 graph for {change.encoding.value}: {'; '.join(changes)}"
+    return "; ".join(changes)

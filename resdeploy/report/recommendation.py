@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from shlex import quote
 
 from resdeploy.bundle.manifest import graph_name
+from resdeploy.report.comparison import verdict_reasons
 from resdeploy.result_files.benchmark import Benchmark, Timing
 from resdeploy.result_files.comparison import Comparison
 from resdeploy.result_files.verification import ArtifactResult, Verification
@@ -66,12 +67,17 @@ def recommendation(
 
 
 def _replacement(result: Comparison) -> str:
-    first, second = result.first, result.second
+    first, second, reasons = result.first, result.second, "; ".join(verdict_reasons(result))
+    deployable = result.accuracy or result.identical  # two benchmarks are not
     if result.verdict in GOOD:
-        return f"{second} can replace {first}."
+        return f"{second} {'can replace' if deployable else 'is within the limit of'} {first}."
+    keep = f"Keep {first}: " if deployable else ""
     if result.verdict is Verdict.FAIL:
-        return f"Keep {first}: {second} exceeds a limit."
-    return f"Keep {first}: the measurements do not show that {second} is within the limits."
+        return f"{keep}{second} failed, because {reasons}."
+    article = "the" if keep else "The"
+    return (
+        f"{keep}{article} measurements do not show that {second} is within the limits: {reasons}."
+    )
 
 
 def _same_bundle(result: Benchmark, verification: Verification) -> bool:

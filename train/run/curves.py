@@ -14,6 +14,7 @@ from resdeploy.train.run.folder import EpochMetrics
 from resdeploy.train.run.outcome import RunOutcome
 
 TRAINING, VALIDATION, BEST, BASELINE = "line0", "line1", "mark0", "mark1"
+LEAST = 1e-6  # of the losses on a logarithmic axis
 Curve = list[tuple[float, float]]
 
 
@@ -24,11 +25,14 @@ def curve_figures(metrics: Sequence[EpochMetrics], outcome: RunOutcome) -> tuple
     """
     best, baseline = f"best epoch: {outcome.best_epoch}", outcome.baseline_accuracy
     accuracies: Curve = [(line.epoch, line.accuracy) for line in metrics]
-    losses: Curve = [(line.epoch, line.loss) for line in metrics]
-    val_losses: Curve = [(m.epoch, m.val_loss) for m in metrics if math.isfinite(m.val_loss)]
-    # The validation loss can be huge until the batch-norm statistics settle, so it is cut off.
+    losses: Curve = [(line.epoch, max(line.loss, LEAST)) for line in metrics]
+    val_losses: Curve = [
+        (line.epoch, max(line.val_loss, LEAST)) for line in metrics if math.isfinite(line.val_loss)
+    ]
+    # The validation loss can be huge until the batch-norm statistics settle. A logarithmic axis
+    # has room for two decades above the usual losses; only higher ones are cut off.
     usual = float(np.percentile([loss for _, loss in val_losses] or [0.0], 75))
-    highest = 1.15 * max(usual, *(loss for _, loss in losses))
+    highest = 100 * max(usual, *(loss for _, loss in losses))
     cut = [f"{loss:.3g} in epoch {epoch:g}" for epoch, loss in val_losses if loss > highest]
     more = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
     marked = f" Values above the plot are drawn at its edge: {', '.join(cut[:3])}{more}."
@@ -48,8 +52,9 @@ def curve_figures(metrics: Sequence[EpochMetrics], outcome: RunOutcome) -> tuple
         _figure(
             {TRAINING: losses, VALIDATION: val_losses},
             outcome.best_epoch,
-            y_label="cross-entropy loss",
+            y_label="cross-entropy loss (logarithmic)",
             y_max=highest,
+            logarithmic=True,
             caption="Loss of each epoch. The training loss includes label smoothing and "
             "augmentation, the validation loss does not." + (marked if cut else ""),
             legend=((TRAINING, "training"), (VALIDATION, "validation"), (BEST, best)),
@@ -63,6 +68,7 @@ def _figure(
     *,
     y_label: str,
     y_max: float,
+    logarithmic: bool = False,
     caption: str,
     legend: tuple[tuple[str, str], ...],
 ) -> Figure:
@@ -89,6 +95,7 @@ def _figure(
             y_label=y_label,
             description=f"{caption.partition('.')[0]}: {values}",
             y_max=y_max,
+            y_logarithmic=logarithmic,
             whole_x=True,
         ),
         caption=caption,

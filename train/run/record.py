@@ -11,6 +11,7 @@ from resdeploy.errors import DataError, TrainingError
 from resdeploy.filesystem import read_limited, sha256
 from resdeploy.images.class_folders import HeldOut, names_digest
 from resdeploy.json_documents import MAX_BYTES, jsonable, parse, strict_json, write_document
+from resdeploy.result_files.provenance import command_line
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train.data.dataset import DataSplits, read_splits
 from resdeploy.train.data.synthetic_digits import digits_folder
@@ -18,7 +19,7 @@ from resdeploy.train.initialization import InitialNetwork
 from resdeploy.train.model.architecture import Architecture
 
 STATE_JSON = "state.json"
-FORMAT = 3  # of `state.json` and `state.safetensors`; format 2 had no best weights
+FORMAT = 4  # of `state.json` and `state.safetensors`; format 3 had no command
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,8 @@ class RunRecord:
 
     id: str
     """Random number, which the run's states repeat."""
+    command: str
+    """Command that began the run."""
     config: TrainingConfig
     """Settings with absolute paths; `config.init` is not read again."""
     data: DataIdentity
@@ -63,6 +66,7 @@ class RunRecord:
         """Return the record of a new run; `teacher` is the file with the teacher's weights."""
         return cls(
             id=secrets.token_hex(8),
+            command=command_line(),
             config=config,
             data=data,
             architecture=initial.network.architecture,
@@ -156,6 +160,7 @@ def load_record(folder: Path) -> RunRecord:
         if version == FORMAT:
             return RunRecord(
                 id=parse(str, document["id"]),
+                command=parse(str, document["command"]),
                 config=TrainingConfig.from_json(document["config"]),
                 data=parse(DataIdentity, document["data"]),
                 architecture=Architecture.from_json(document["architecture"]),

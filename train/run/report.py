@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,7 @@ from resdeploy.pages.blocks import (
 from resdeploy.report.origin import made_text, origin_section
 from resdeploy.result_files.provenance import Environment, shown_path, without_folders
 from resdeploy.tables import percentage, plural
+from resdeploy.train.checkpoint.run import MODEL_FILE
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.shards import ImageFile, TarMember, image_content
 from resdeploy.train.evaluation import Evaluation
@@ -59,22 +62,30 @@ def training_page(
     preprocessing: Preprocessing,
     unreadable: Sequence[str],
     environment: Environment,
+    command: str,
     warnings: Sequence[str] = (),
 ) -> Page:
     """Return the report of a run.
 
     The results in `evaluation` are those of the finished network on `images`; `unreadable` names
-    the files that could not be decoded. Each of `warnings` ends with "; REMEDY".
+    the files that could not be decoded, and `command` began the run, which another one may have
+    finished. Each of `warnings` ends with "; REMEDY".
     """
     name, kind = shown_path(folder), "held-out" if outcome.held_out else "validation"
+    network = f"{settings['network']} at {size_text(preprocessing.image_size)} pixels"
     stopped = f"The training ended before epoch {outcome.planned_epochs}: {outcome.stopped}."
+    environments = [(name, replace(environment, command=c)) for c in (command, environment.command)]
     return Page(
         title=f"{percentage(evaluation.accuracy, 2)} top-1 accuracy",
-        lead=f"Training run {name}, after {plural(outcome.epochs, 'epoch')}, on "
-        f"{evaluation.confusion.sum():,} {kind} images of "
-        f"{plural(len(images.classes), 'class')}, {made_text(environment)}",
+        lead=f"{network}, {plural(len(images.classes), 'class')}; training run {name}, "
+        f"{made_text(environment)}",
+        recommendation="Next, export the network:",
+        commands=(f"resdeploy export {quote(name)} --fp16 --int8",),
         summary=(
-            f"The network is that of epoch {outcome.best_epoch}, the best one.",
+            f"Trained on {outcome.train_images:,} images; measured on "
+            f"{evaluation.confusion.sum():,} {kind} images.",
+            f"{MODEL_FILE} holds the network of epoch {outcome.best_epoch}, the best of "
+            f"{outcome.epochs}.",
             "Always predicting the most frequent class has an accuracy of "
             f"{percentage(outcome.baseline_accuracy, 2)}.",
             *([stopped] if outcome.stopped else []),
@@ -85,10 +96,7 @@ def training_page(
             Section(title="Errors", blocks=tuple(_errors(evaluation, images, preprocessing))),
             *_unreadable(unreadable),
             Section(title="Settings", blocks=(Facts(facts=tuple(settings.items())),)),
-            origin_section([(name, environment)]),
-            Section(
-                title="Next", blocks=(Commands(lines=(f"resdeploy export {name} --fp16 --int8",)),)
-            ),
+            origin_section(environments),
         ),
     )
 

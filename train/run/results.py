@@ -59,6 +59,7 @@ def write_results(
     unreadable: Sequence[str],
     held_out: HeldOut | None,
     provenance: Mapping[str, Any],
+    command: str,
     warnings: Sequence[str],
     workers: int,
 ) -> None:
@@ -66,7 +67,8 @@ def write_results(
 
     Only the weights and `model.json` are needed to use the network. So they come first, and a
     warning is logged if another file cannot be written. `evaluation` is that of the final
-    network on the validation images `images`. The report shows the `warnings`.
+    network on the validation images `images`. The report shows the `warnings`, and the `command`
+    that began the run.
 
     Raises:
         OutputError: The weights cannot be written.
@@ -90,7 +92,7 @@ def write_results(
     with _warning_for(folder / REPORT, folder):
         page = training_page(
             folder, used_settings(config, learner, workers), outcome, metrics, evaluation, images,
-            preprocessing, unreadable, parse(Environment, provenance), warnings,
+            preprocessing, unreadable, parse(Environment, provenance), command, warnings,
         )  # fmt: skip
         write_file(folder / REPORT, to_html(page))
     with _warning_for(LATEST, folder):

@@ -19,20 +19,25 @@ def is_plain_number(text: str) -> bool:
     return re.fullmatch("[-+.0-9A-Za-z]+", text) is not None
 
 
-def _allowed(numbers: IntRange | FloatRange) -> str:
-    """Return the values of a range with a lower end in words, such as `from 0 to 100`."""
-    low = f"{'above' if numbers.min_open else 'from'} {numbers.min}"
+def _in_words(numbers: IntRange | FloatRange) -> str:
+    """Return the values of a range with a lower end, such as `0 to 100` or `1 or more`."""
+    low = f"{'above ' if numbers.min_open else ''}{numbers.min:.10g}"
     if numbers.max is None:
-        return low if numbers.min_open else f"of at least {numbers.min}"
-    return f"{low} {'to below' if numbers.max_open else 'to'} {numbers.max}"
+        return low if numbers.min_open else f"{low} or more"
+    return f"{low} to {'below ' if numbers.max_open else ''}{numbers.max:.10g}"
 
 
 class Integers(IntRange):
     """A range of integers in plain digits; Python's `int` also takes ` 1_0 ` and other scripts."""
 
+    name = "integer"
+
+    def _describe_range(self) -> str:
+        return _in_words(self)
+
     def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> Any:
         if not re.fullmatch("[-+]?[0-9]+", str(value)):
-            text = f"{readable(value)!r:.40} is not a plain integer {_allowed(self)}."
+            text = f"{readable(value)!r:.40} is not a plain integer in the range {_in_words(self)}."
             self.fail(text, param, ctx)
         return super().convert(value, param, ctx)
 
@@ -40,20 +45,25 @@ class Integers(IntRange):
 class FiniteRange(FloatRange):
     """A range of numbers that, unlike click's type, refuses NaN."""
 
+    name = "number"
+
     def __init__(
         self, low: float, high: float | None = None, *, above: bool = False, below: bool = False
     ) -> None:
         """Accept numbers from `low` to `high`; `above` and `below` refuse these ends themselves."""
         super().__init__(low, high, min_open=above, max_open=below)
 
+    def _describe_range(self) -> str:
+        return _in_words(self)
+
     def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> Any:
         try:
             float(value if is_plain_number(str(value)) else "")
         except ValueError:
-            text = f"{readable(value)!r:.40} is not a plain number {_allowed(self)}."
+            text = f"{readable(value)!r:.40} is not a plain number in the range {_in_words(self)}."
             self.fail(text, param, ctx)
         if math.isnan(number := super().convert(value, param, ctx)):
-            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+            self.fail(f"{value} is not in the range {_in_words(self)}.", param, ctx)
         return number
 
 

@@ -41,7 +41,7 @@ class SizeType(ParamType):  # type: ignore[type-arg]  # click before 8.3 has no 
         pixels = [int(side) for side in sides]
         for side in pixels:
             if not 8 <= side <= MAX_IMAGE_SIZE:
-                self.fail(f"{side} is not in the range 8<=x<={MAX_IMAGE_SIZE}.", param, ctx)
+                self.fail(f"{side} is not in the range 8 to {MAX_IMAGE_SIZE}.", param, ctx)
         return pixels[0] if len(set(pixels)) == 1 else tuple(pixels)
 
 

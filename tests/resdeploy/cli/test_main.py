@@ -147,7 +147,7 @@ def test_a_number_without_sense_is_refused_with_the_range(
         option.type_cast_value(context, value)
     is_number = value.strip("-") in ("nan", "inf", "1e308") or value[-1:] == "9"
     if is_number and isinstance(option.type, click.FloatRange):
-        assert re.search(r"is not in the range .*<=?x<=", caught.value.message)
+        assert re.search(r"is not in the range .* to ", caught.value.message)
     assert "\n" not in caught.value.message
 
 
@@ -155,7 +155,7 @@ def test_numbers_are_checked_before_any_work() -> None:
     assert len(NUMBERS) >= 25
     answer = invoke("bench", "x.bundle", "--seconds", "nan")
     assert answer.exit_code == 2
-    assert "nan is not in the range 0.1<=x<=604800" in answer.stderr
+    assert "nan is not in the range 0.1 to 604800" in answer.stderr
 
 
 @pytest.mark.parametrize("batch", ["1,8,99999999999", "0", "-1,1,1", "nan", "1,1", "9" * 5000])
@@ -490,12 +490,12 @@ def test_swapped_arguments_are_answered_with_the_right_command(tiny_bundle: Bund
     ("words", "expected"),
     [
         ("train --resum x", "'--resum'. Did you mean '--resume' or"),
-        ("verify x --max-drop abc", "'abc' is not a plain number from 0 to 100."),
-        ("train x --lr abc", "'abc' is not a plain number above 0."),
-        ("train x --weight-decay 1e", "'1e' is not a plain number of at least 0."),
-        ("train x --epochs ten", "'ten' is not a plain integer of at least 1."),
-        ("train x --momentum no", "'no' is not a plain number from 0 to below 1."),
-        ("predict x y --top 1.5", "'1.5' is not a plain integer from 1 to 100000."),
+        ("verify x --max-drop abc", "'abc' is not a plain number in the range 0 to 100."),
+        ("train x --lr abc", "'abc' is not a plain number in the range above 0."),
+        ("train x --weight-decay 1e", "'1e' is not a plain number in the range 0 or more."),
+        ("train x --epochs ten", "'ten' is not a plain integer in the range 1 or more."),
+        ("train x --momentum no", "'no' is not a plain number in the range 0 to below 1."),
+        ("predict x y --top 1.5", "'1.5' is not a plain integer in the range 1 to 100000."),
     ],
 )
 def test_usage_errors_name_the_closest_option_and_what_is_allowed(

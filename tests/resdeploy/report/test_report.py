@@ -20,12 +20,14 @@ from resdeploy.bundle.manifest import Encoding, ExportWarning, write_manifest
 from resdeploy.errors import BundleError, DocumentError, OutputError
 from resdeploy.json_documents import jsonable, parse
 from resdeploy.machine.device import Device
-from resdeploy.pages.blocks import Figure, Page, Table
+from resdeploy.pages.blocks import Facts, Figure, Page, Table, Text
 from resdeploy.pages.markdown import to_markdown
 from resdeploy.pages.template import to_html
+from resdeploy.report.comparison import comparison_text
 from resdeploy.report.contents import BundleContents
 from resdeploy.report.latency import benchmark_section
 from resdeploy.report.report import ReportInputs, make_page, report
+from resdeploy.result_files.comparison import LatencyChange
 from resdeploy.result_files.verification import ArtifactResult, Verification
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
@@ -357,20 +359,78 @@ def test_the_fastest_file_that_passed_is_to_be_deployed(verification: Verificati
         )
 
 
+EXCEEDED = "the accuracy drop of int8-cpu is 0.75 points, 0.55 above the limit of 0.2 points"
+OPEN = "the accuracy drop of int8-cpu is between -0.20 and +0.70 points, limit 0.2 points"
+
+
 @pytest.mark.parametrize(
-    ("verdict", "advice"),
+    ("verdict", "drop", "advice"),
     [
-        (Verdict.PASS, "new.bundle can replace old.bundle."),
-        (Verdict.FAIL, "Keep old.bundle: new.bundle exceeds a limit."),
-        (Verdict.INCONCLUSIVE, "Keep old.bundle: the measurements do not show that"),
+        (Verdict.PASS, 0.0, "new.bundle can replace old.bundle."),
+        (Verdict.FAIL, 0.75, f"Keep old.bundle: new.bundle failed, because {EXCEEDED}."),
+        (
+            Verdict.INCONCLUSIVE, 0.22,
+            "Keep old.bundle: the measurements do not show that new.bundle is within the limits: "
+            f"{OPEN}.",
+        ),
     ],
-)
-def test_a_comparison_is_titled_and_says_what_to_do(verdict: Verdict, advice: str) -> None:
-    page = page_of(comparisons=[comparison(verdict)])
+)  # fmt: skip
+def test_a_comparison_says_what_to_do_and_which_limit_decides(
+    verdict: Verdict, drop: float, advice: str
+) -> None:
+    result = comparison(verdict)
+    result = replace(result, accuracy=(replace(result.accuracy[0], drop=drop),))
+    page = page_of(comparisons=[result])
     assert page.title == "Comparison of new.bundle with old.bundle"
     assert page.subject.startswith("new.bundle compared with old.bundle on 2026-11-24 on ")
-    assert page.summary == ("First: old.bundle; second: new.bundle; limits: a drop of 0.2 points.",)
-    assert page.recommendation.startswith(advice)
+    assert page.summary == (
+        "First: old.bundle; second: new.bundle; limits: a drop of 0.2 points. "
+        "The folders hold different images.",
+    )
+    assert page.recommendation == advice
+    last = comparison_text(result).splitlines()[-1]
+    assert last.startswith(f"verdict: {verdict.value}; ")
+    assert (EXCEEDED in last, OPEN in last) == (EXCEEDED in advice, OPEN in advice)
+    table, note, plot = page.sections[0].blocks
+    assert isinstance(table, Table)
+    assert "pass if both bounds are at most 0.2, the limit" in table.caption
+    assert isinstance(note, Text)
+    assert isinstance(plot, Figure)
+    assert plot.legend[1] == ("mark1", "limit: 0.2 points")
+
+
+def test_a_slowdown_and_a_missing_graph_are_reasons_to_fail() -> None:
+    slow = LatencyChange(
+        contender="openvino", graph="fp32", batch=1, threads=2, first_ms=4.0, second_ms=4.5,
+        slowdown=12.5, slowdown_low=9.0, slowdown_high=14.0, confidence=0.99, samples=8,
+        samples_to_decide=8, seconds=3.0, relative_to=None, verdict=Verdict.FAIL,
+    )  # fmt: skip
+    slower = replace(slow, graph="fp16", slowdown=20.0)
+    result = replace(
+        comparison(Verdict.FAIL), latency=(slow, slower), missing=("int8",), added=("int8-dla",)
+    )
+    advice = page_of(comparisons=[result]).recommendation
+    assert (
+        "the slowdown of openvino fp16 (and of 1 more, by less) is 20.0 %, 15.0 points above the "
+        "limit of 5 %; new.bundle lacks int8." in advice
+    )
+    facts = page_of(comparisons=[result]).sections[0].blocks[-1]
+    assert isinstance(facts, Facts)
+    assert facts.facts == (("only in old.bundle", "int8"), ("only in new.bundle", "int8-dla"))
+    # Two benchmarks: neither is deployed, and another machine is no evidence.
+    elsewhere = replace(
+        result, verdict=Verdict.INCONCLUSIVE, accuracy=(), missing=(), notices=("two machines",)
+    )
+    assert page_of(comparisons=[elsewhere]).recommendation == (
+        "The measurements do not show that new.bundle is within the limits: two machines."
+    )
+
+
+def test_identical_bundles_are_not_measured() -> None:
+    same = replace(comparison(Verdict.PASS), identical=True, accuracy=(), notices=("the same",))
+    page = page_of(comparisons=[same])
+    assert page.summary == ("First: old.bundle; second: new.bundle. The same.",)
+    assert page.sections[0].blocks == (Text(text="Nothing was measured."),)
 
 
 def test_facts_that_results_share_are_shown_once(verification: Verification) -> None:

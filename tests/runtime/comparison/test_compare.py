@@ -223,7 +223,7 @@ def test_few_images_are_inconclusive_if_logits_differ(
     needed = result.accuracy[0].images_to_decide
     assert needed is not None
     assert 2 < needed < 100
-    assert f"accuracy undecided on 2 images; about {needed - 2:,} more would decide" in text
+    assert f"accuracy inconclusive on 2 images; about {needed - 2:,} more would decide" in text
 
 
 def test_rejects_labels_in_another_order(

@@ -53,6 +53,7 @@ STATE = TrainingState(
 )
 RECORD = RunRecord(
     id="1a",
+    command="resdeploy train",
     config=TrainingConfig(seed=7),
     data=DataIdentity(classes=CLASSES, images={}, sha256={}),
     architecture=TINY,

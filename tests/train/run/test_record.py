@@ -26,6 +26,7 @@ from resdeploy.train.run.record import (
 
 RECORD = RunRecord(
     id="1a",
+    command="resdeploy train",
     config=TrainingConfig(seed=7, shortcut=Shortcut.C, init="/a.pth"),
     data=DataIdentity(
         classes=("cat", "über"),
@@ -50,7 +51,7 @@ def test_record_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1", "{", "[]", '{"format": 3}', '{"format": 3, "id": "1", "config": {"epochs": "x"}}']
+    "text", ["1", "{", "[]", '{"format": 4}', '{"format": 4, "id": "1", "config": {"epochs": "x"}}']
 )
 def test_a_damaged_record_is_a_training_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "state.json").write_text(text)

@@ -14,6 +14,7 @@ import torch
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.machine.device import Device
 from resdeploy.pages.blocks import Figure, Page
+from resdeploy.pages.svg import PLOT_HEIGHT
 from resdeploy.pages.template import to_html
 from resdeploy.result_files.provenance import Environment
 from resdeploy.train.checkpoint.load import load_checkpoint
@@ -29,6 +30,7 @@ from tests.train.run.test_folder import metrics
 
 CONFUSION = np.array([[8, 2, 0], [0, 5, 5], [0, 0, 0]])
 MISTAKE = Mistake(position=0, label=1, predicted=2, probability=0.9, true_probability=0.004)
+BEGIN, FINISH = "resdeploy train data", "resdeploy train --resume one --finish"
 METRICS = [
     metrics(1),
     metrics(2),
@@ -50,14 +52,15 @@ def page_of_a_run(
     splits = DataSplits(images, images, held_out=True)
     return training_page(
         Path("/home/someone/runs/one"),
-        {"label smoothing": "0.1"},
+        {"network": "resnet10", "label smoothing": "0.1"},
         RunOutcome.of(lines, config, splits, 50.0, 1),
         lines,
         Evaluation(loss=1.0, confusion=confusion, worst=(MISTAKE,), unreadable={}),
         images,
         Preprocessing.standard(SIZE),
         ["/home/someone/data/damaged.png"],
-        Environment(date="2026-11-24T10:00:00", command="x", device=Device(cpu="Processor <1>")),
+        Environment(date="2026-11-24T10:00:00", command=FINISH, device=Device(cpu="Processor <1>")),
+        BEGIN,
         ["the images are few; add more"],
     )
 
@@ -74,9 +77,12 @@ def test_the_report_shows_matrix_mistakes_and_settings(image_data: Path) -> None
     assert "label smoothing" in text
     assert "<strong>the images are few</strong></p><p>Remedy: add more.</p>" in text
     assert "(&lt; 1 %), predicted red (90 %)" in text
-    assert "after 4 epochs, on 20 held-out images of 3 classes, on 2026-11-24 on " in text
+    assert f"resnet10 at {SIZE} pixels, 3 classes; training run one, on 2026-11-24 on " in text
+    assert "measured on 20 held-out images." in text
+    assert "model.safetensors holds the network of epoch 3, the best of 4." in text
+    assert "<pre><code>resdeploy export one --fp16 --int8</code></pre>" in text.partition("<h2")[0]
+    assert f"<code>{BEGIN}\n{FINISH}</code>" in text  # one command began the run, another ended it
     assert "on Processor &lt;1&gt;" in text
-    assert "The network is that of epoch 3, the best one." in text
     assert "the most frequent class has an accuracy of 33.33 %." in text
     assert "before epoch 9: neither top-1 accuracy nor loss has improved in 1 epoch." in text
     assert "http" not in text.lower()
@@ -118,6 +124,23 @@ def test_the_curves_mark_baseline_and_best_epoch(image_data: Path, epochs: int, 
     ticks = [part.text or "" for part in ET.fromstring(loss.svg).iter("text")]
     assert not [tick for tick in ticks if tick.startswith("-")]  # a huge loss does not rescale
     assert ("drawn at its edge: 1e+09 in epoch 1." in loss.caption) == (odd == 1e9 and epochs == 5)
+
+
+def test_a_peak_of_the_loss_is_inside_the_plot(image_data: Path) -> None:
+    """A loss of 9.9 after the first epoch is common; 0 cannot be shown on a logarithmic axis."""
+    lines = [
+        dataclasses.replace(metrics(n), val_loss=loss) for n, loss in enumerate((9.9, 0.4, 0), 1)
+    ]
+    loss = page_of_a_run(image_data, lines=lines).sections[0].blocks[1]
+    assert isinstance(loss, Figure)
+    assert "at its edge" not in loss.caption
+    (curve,) = (
+        part.attrib["points"].split()
+        for part in ET.fromstring(loss.svg).iter("polyline")
+        if part.get("class") == "line1"
+    )
+    heights = [float(point.split(",")[1]) for point in curve]
+    assert 24 < heights[0] < heights[1] < heights[2] < PLOT_HEIGHT
 
 
 def test_the_settings_are_those_that_were_used(narrow_checkpoint: Path) -> None:
