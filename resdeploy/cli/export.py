@@ -233,12 +233,12 @@ def parity_table(artifacts: Sequence[Artifact]) -> str:
             f"{artifact.int8_convs}/{artifact.convs}",
             f"{artifact.parity.agreement:.1f} %",
             f"{artifact.parity.sqnr_db:.1f} dB",
-            f"{artifact.parity.max_error:.1g}",
+            f"{artifact.parity.max_error:.2g}",
             *([quality_text(artifact.quality)] if judged else []),
         ]
         for artifact in artifacts
     ]
-    head = ["graph", "size", "INT8 convs", "agreement", "SQNR", "max error"]
+    head = ["graph", "size", "INT8 convs", "agreement", "SQNR", "max logit error"]
     if judged is not None:
         kind = "held-out" if judged.origin.value == "held-out" else "cross-validated"
         head.append(f"on {judged.images:,} {kind} images")
@@ -276,12 +276,17 @@ def calibration_lines(record: CalibrationRecord | None) -> list[str]:
     """Return lines about the calibrators, the layers in float and the targets, if there are any."""
     if record is None:
         return []
-    from resdeploy.bundle.calibration_record import float_layers_sentence, target_sentence
+    from resdeploy.bundle.calibration_record import (
+        explain_calibrator,
+        float_layers_sentence,
+        target_sentence,
+    )
 
     chosen = ", ".join(f"{name} for {kind}" for kind, name in record.method.items())
     count = len({score.calibrator for score in record.scores})
     how = f", the best of {count} on {record.scoring_images} held-out images" if count else ""
     lines = [f"calibrated on {record.images} images: {chosen}{how}"]
+    lines.append("; ".join(map(explain_calibrator, dict.fromkeys(record.method.values()))))
     lines += [float_layers_sentence(layers) for layers in record.float_layers]
     # A target that is not held is among the warnings.
     held = [result for result in record.targets if result.verdict.value == "pass"]

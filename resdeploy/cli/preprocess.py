@@ -95,10 +95,10 @@ def search_text(result: PreprocessingSearch, written: Path | None = None) -> str
     from resdeploy.export.preprocessing_search.candidates import export_options
 
     shown = result.candidates[:WORST]
-    head = ["candidate", "images", "top-1", "95 % interval", "difference", "interval"]
+    head = ["candidate", "images", "top-1", "95 % interval", "difference, points", "interval"]
     columns = slice(None) if result.labelled else slice(0, 2)
     rows = [[*_cells(row)[columns], *_evidence(row)] for row in shown]
-    lines = [table([*head[columns], "divergence", "excluded by"], rows)]
+    lines = [table([*head[columns], "divergence, nats", "excluded by"], rows)]
     if more := len(result.candidates) - len(shown):
         lines.append(f"{plural(more, 'other candidate')} not shown; --json lists all")
     if result.same_pixels:
