@@ -9,7 +9,7 @@ from click import argument, option
 
 from resdeploy.cli.options.common import FORCE, WEIGHTS, Integers
 from resdeploy.cli.options.console import PATH, CommandResult, command, exit_code, result_text
-from resdeploy.tables import NONE, WORST, plural, table
+from resdeploy.tables import NONE, WORST, duration_text, plural, table
 
 NEARLY_ALL = 0.99  # of the images: then top-1 accuracy differs by at most one point
 
@@ -105,6 +105,7 @@ def search_text(result: PreprocessingSearch, written: Path | None = None) -> str
         lines.append(
             f"the same pixels on these images as the first: {'; '.join(result.same_pixels)}"
         )
+    lines.append(f"the search took {duration_text(result.seconds)}")
     lines.append(verdict_sentence(result))
     best = export_options(result.left[0].preprocessing)
     order = "most accurate" if result.labelled else "nearest"
