@@ -131,8 +131,14 @@ def label_warnings(
             says_if_few=labels_are_used and not source.is_own,  # a run's come from these folders
         )  # fmt: skip
     except DataError as error:
+        hint = error.hint or ""
+        if source.is_own:
+            hint = (
+                "if the training was no better, take more epochs, more images or weights to start "
+            )
+            hint += f"from (--init); otherwise {error.hint}"
         if labels_are_used:
-            hint = f"{error.hint}; images without class folders are not checked"
+            hint += "; images without class folders are not checked"
             raise DataError(str(error), hint) from error
-        return [ExportWarning(message=str(error), hint=error.hint or "")]
+        return [ExportWarning(message=str(error), hint=hint)]
     return []

@@ -17,6 +17,11 @@ def plural(count: float, noun: str) -> str:
     return f"{number} {noun}{ending}"
 
 
+def duration_text(seconds: float) -> str:
+    """Return a duration in a unit that gives it one to three digits."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
 def percentage(value: float, decimals: int = 1) -> str:
     """Return a percentage that reads `100.0 %` or `0.0 %` only if it is exactly that."""
     step = 10.0**-decimals

@@ -19,11 +19,12 @@ from resdeploy.errors import ImageError
 from resdeploy.images.class_folders import names_digest, split_folder
 from resdeploy.images.decode import read_picture_file
 from resdeploy.images.formats import HEAD_BYTES, format_of
-from resdeploy.images.preprocessing import size_text
+from resdeploy.images.preprocessing import pixel_count, size_text
 from resdeploy.images.preprocessing_settings import NOTHING_STATED, PreprocessingSettings
 from resdeploy.images.structure import read_structure
 from resdeploy.train.checkpoint.load import Checkpoint
 from resdeploy.train.checkpoint.run import RunDocument, recorded_run
+from resdeploy.train.checkpoint.sources import stated_sources
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train.data.dataset import DataSplits, read_splits
 from resdeploy.train.data.shards import ImageFile, image_content
@@ -36,6 +37,8 @@ NO_WEIGHTS = "none"  # value of `init` for a new network, whatever weights this 
 LARGEST_SIDE = 224  # pixels; He et al. 2015, arXiv:1512.03385, section 3.4
 STRIDE = 32  # pixels of the input per pixel of the last maps, and the smallest input
 MEASURED_PICTURES = 32
+FAR_ENLARGED = 9  # times the pixels: twice the side is usual with weights of large pictures
+SMALL_SIDE = 64  # pixels; the last maps of the usual stem have 2x2 pixels then
 SMALLEST_BATCH = 16  # batch norm's statistics of fewer images are too noisy; Wu and He 2018
 
 
@@ -82,10 +85,7 @@ def choose_run(
         config = TrainingConfig.from_recipe(**{**fitting, **chosen})
     config, initial = prepare(config, replace(stated, image_size=chosen.get("image_size")), file)
     if not is_digits:
-        logger.info(
-            "the network's input has %s pixels; the median shorter side of the pictures is %d",
-            size_text(config.image_size), side,
-        )  # fmt: skip
+        _report_sizes(config, initial, side, size)
     return config, initial, splits
 
 
@@ -99,6 +99,34 @@ def _warn_about_learned(run: RunDocument, config: TrainingConfig, splits: DataSp
             "%s may have learned some of the images that now validate, so their accuracy may be "
             "too high: omit --seed, and leave the files of %s as they were", config.init, data,
         )  # fmt: skip
+
+
+def _report_sizes(
+    config: TrainingConfig, initial: Checkpoint | None, side: int, fitting: int
+) -> None:
+    """Log the sizes of the input, the pictures and the weights, and what unusual ones cost."""
+    sizes = [source.settings.image_size for source in stated_sources(initial)] if initial else []
+    trained = next(filter(None, sizes), config.image_size)
+    logger.info(
+        "the network's input has %s pixels; the median shorter side of the pictures is %d%s",
+        size_text(config.image_size), side,
+        "" if trained == config.image_size else f"; the weights state {size_text(trained)} pixels",
+    )  # fmt: skip
+    cost = pixel_count(config.image_size) / fitting**2
+    if cost >= FAR_ENLARGED:
+        begin = fitting if initial is None else 2 * fitting
+        logger.warning(
+            "the pictures are enlarged to %s pixels, which adds no detail, and an epoch computes "
+            "%.0f times as much as with --image-size %d; begin with --image-size %d",
+            size_text(config.image_size), cost, fitting, begin,
+        )  # fmt: skip
+    # He et al. 2015, section 4.2, have a 3x3 convolution and no pooling for CIFAR-10. The factor
+    # is that of the multiplications of a ResNet-18 or -34: 15.0 and 15.5.
+    if initial is None and config.stem is None and STRIDE <= side <= SMALL_SIDE:
+        logger.info(
+            "for such small pictures, --stem cifar is usually more accurate: it does not reduce "
+            "them to a quarter of the side first, which takes 15 times the computation"
+        )
 
 
 def fitting_schedule(images: int, config: TrainingConfig) -> dict[str, Any]:
@@ -150,7 +178,9 @@ def find_weights(arch: str) -> tuple[Path | None, str]:
         for path in sorted(folder.expanduser().glob(pattern)):
             if path.is_file():
                 return path, f"starting from the weights {path}; --init none trains a new network"
-    looked = ", ".join(str(folder / pattern) for folder, pattern in places)
-    logger.debug("no weights match %s", looked)
-    found = f"no weights of {arch} were found here"
-    return None, f"training a new network: {found}; --init FILE starts from weights"
+    looked = ", ".join(str(folder.absolute() / pattern) for folder, pattern in places)
+    logger.debug("no file matches %s", looked)
+    return None, (
+        f"training a new network: there is no {name}-*.pth in this folder and no {arch} in the "
+        "caches of torchvision and timm (-v lists them); --init FILE starts from weights"
+    )

@@ -184,9 +184,8 @@ class _Search:
             tried = list(neighbours(base, sizes))
             if base == self._best(self._left).preprocessing:
                 tried += normalisations(base, gray=base.channels is Channels.GRAY)
-            new = [c for c in tried if c not in self._scorer.scores]
             room = MOST_CANDIDATES - len(self._scorer.scores)
-            if new:
+            if new := [c for c in tried if c not in self._scorer.scores]:
                 self._race(list(dict.fromkeys(new))[:room])
             if len(new) >= room:
                 logger.warning("not trying more than %d candidates", MOST_CANDIDATES)
@@ -237,6 +236,7 @@ class _Search:
             candidates=tuple(self._describe(best, s, alpha, left=s in left) for s in shown),
             labelled=self._classes is not None,
             images=best.images,
+            seconds=self._scorer.seconds,
             same_predictions=int(np.all([s.predicted == best.predicted for s in left], 0).sum()),
             random_crops=self._random_crops,
             images_to_decide=max(needed) if min(needed[1:], default=0) else None,

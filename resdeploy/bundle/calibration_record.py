@@ -166,6 +166,22 @@ class RecipeRecords:
     dla: RecipeRecord | None = None
 
 
+def explain_calibrator(name: str) -> str:
+    """Return the name of a calibrator and the range that it chooses."""
+    kind, _, percent = name.partition("-")
+    return (
+        f"{name}: the range "
+        + {
+            "max": "of all values",
+            "image": f"that {percent} % of the images do not exceed",
+            "percentile": f"that {percent} % of the values do not exceed",
+            "entropy": "with the smallest Kullback-Leibler divergence",
+            "mse": "with the smallest mean squared error",
+            "learned": "that the training learned",
+        }[kind]
+    )
+
+
 def float_layers_sentence(chosen: FloatLayers) -> str:
     """Return a sentence that names the layers in float and the agreement with FP32."""
     graph = graph_name(Precision.INT8, chosen.encoding)

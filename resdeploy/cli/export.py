@@ -276,7 +276,11 @@ def calibration_lines(record: CalibrationRecord | None) -> list[str]:
     """Return lines about the calibrators, the layers in float and the targets, if there are any."""
     if record is None:
         return []
-    from resdeploy.bundle.calibration_record import float_layers_sentence, target_sentence
+    from resdeploy.bundle.calibration_record import (
+        explain_calibrator,
+        float_layers_sentence,
+        target_sentence,
+    )
     from resdeploy.bundle.manifest import Encoding, Precision, graph_name
 
     chosen = ", ".join(
@@ -289,6 +293,7 @@ def calibration_lines(record: CalibrationRecord | None) -> list[str]:
         f"calibrated on {record.images} images; rule for the INT8 ranges: {chosen}"
         f"{how if count else ''}"
     ]
+    lines.append("; ".join(map(explain_calibrator, dict.fromkeys(record.method.values()))))
     lines += [float_layers_sentence(layers) for layers in record.float_layers]
     # A target that is not held is among the warnings.
     held = [result for result in record.targets if result.verdict.value == "pass"]

@@ -9,7 +9,7 @@ from click import argument, option
 
 from resdeploy.cli.options.common import FORCE, WEIGHTS, Integers
 from resdeploy.cli.options.console import PATH, CommandResult, command, exit_code, result_text
-from resdeploy.tables import NONE, WORST, plural, table
+from resdeploy.tables import NONE, WORST, duration_text, plural, table
 
 NEARLY_ALL = 0.99  # of the images: then top-1 accuracy differs by at most one point
 
@@ -95,16 +95,17 @@ def search_text(result: PreprocessingSearch, written: Path | None = None) -> str
     from resdeploy.export.preprocessing_search.candidates import export_options
 
     shown = result.candidates[:WORST]
-    head = ["candidate", "images", "top-1", "95 % interval", "difference", "interval"]
+    head = ["candidate", "images", "top-1", "95 % interval", "difference, points", "interval"]
     columns = slice(None) if result.labelled else slice(0, 2)
     rows = [[*_cells(row)[columns], *_evidence(row)] for row in shown]
-    lines = [table([*head[columns], "divergence", "excluded by"], rows)]
+    lines = [table([*head[columns], "divergence, nats", "excluded by"], rows)]
     if more := len(result.candidates) - len(shown):
         lines.append(f"{plural(more, 'other candidate')} not shown; --json lists all")
     if result.same_pixels:
         lines.append(
             f"the same pixels on these images as the first: {'; '.join(result.same_pixels)}"
         )
+    lines.append(f"the search took {duration_text(result.seconds)}")
     lines.append(verdict_sentence(result))
     best = export_options(result.left[0].preprocessing)
     order = "most accurate" if result.labelled else "nearest"

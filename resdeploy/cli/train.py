@@ -228,4 +228,6 @@ def training_text(result: TrainingResult) -> str:
     if result.best_epoch < result.epochs:
         lines.append(f"the saved network is that of epoch {result.best_epoch}, the best one")
     lines += unread_lines(result.unreadable, result.passed_over)
-    return "\n".join([*lines, f"next: resdeploy export {quote(str(result.run))} --fp16 --int8"])
+    if result.accuracy > result.baseline_accuracy:
+        lines.append(f"next: resdeploy export {quote(str(result.run))} --fp16 --int8")
+    return "\n".join(lines)

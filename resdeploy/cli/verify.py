@@ -91,7 +91,7 @@ def verification_text(result: Verification) -> str:
         ]
         for line in result.results
     ]
-    labelled = ["SQNR", "top-1", "drop", "95 % bound"] if with_labels else []
+    labelled = ["SQNR", "top-1", "drop, points", "95 % bound"] if with_labels else []
     checked = "SQNR on golden images"
     lines = [table(["backend", "graph", "agreement", *labelled, checked, "verdict"], rows)]
     lines += warning_lines(result.warnings)

@@ -52,6 +52,8 @@ class PreprocessingSearch:
     with the same pixels."""
     labelled: bool
     images: int
+    seconds: float
+    """Duration of the search."""
     same_predictions: int
     """Number of images for which all candidates that are left predict the same class."""
     random_crops: bool

@@ -24,7 +24,12 @@ from resdeploy.errors import DataError
 from resdeploy.export import network_check, source_preprocessing
 from resdeploy.export.golden_images import synthetic_images
 from resdeploy.export.inputs import read_source
-from resdeploy.export.network_check import check_network, measure_shift, shift_warnings
+from resdeploy.export.network_check import (
+    check_network,
+    label_warnings,
+    measure_shift,
+    shift_warnings,
+)  # fmt: skip
 from resdeploy.export.norm_inputs import LARGEST
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.images.class_folders import read_image_folder
@@ -243,6 +248,21 @@ def test_a_warning_has_one_cause_and_only_figures_above_the_limit(
     assert ("--epochs" in warning.hint) is is_own
     assert "standard deviations from those in training" in warning.message
     assert "the variance at the first one" not in warning.message
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_a_run_that_learned_nothing_is_told_to_train_longer(
+    checkpoint: Path, data: Path, fitted: ResNet, is_own: bool
+) -> None:
+    source = read_source(checkpoint, image_size=SIZE, calibration_data=data)
+    check = check_network(Classifier(fitted, source.preprocessing), source, 0)
+    assert check is not None
+    classes, predicted = np.random.default_rng(0).integers(0, 3, (2, 600))
+    guessed = dataclasses.replace(check, classes=classes, predicted=predicted)
+    own = dataclasses.replace(source, is_own=is_own)
+    with pytest.raises(DataError, match="no more than by chance") as caught:
+        label_warnings(guessed, own, labels_are_used=True)
+    assert ("more epochs" in (caught.value.hint or "")) is is_own
 
 
 @pytest.mark.parametrize("stated", [False, True])

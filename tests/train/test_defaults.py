@@ -65,6 +65,50 @@ def test_a_recipe_and_options_come_before_the_pictures(
     assert config.image_size == expected
 
 
+@pytest.mark.parametrize(
+    ("side", "recipe", "options", "said"),
+    [
+        (
+            32,
+            None,
+            {"image_size": 224},
+            "an epoch computes 49 times as much as with --image-size 32",
+        ),
+        (32, "modern", {}, "an epoch computes 25 times as much as with --image-size 32"),
+        (40, None, {"image_size": 64}, ""),  # 4 times as much: weights of large pictures gain
+        (300, None, {"image_size": 64}, ""),
+    ],
+)
+def test_pictures_that_are_enlarged_far_are_a_warning(
+    tmp_path: Path, side: int, recipe: str | None, options: dict[str, Any], said: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    data = photos(tmp_path / "photos", (side, side))
+    choose_run(recipe, {"data": str(data), **options})
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == bool(said)
+    assert all(said in text for text in warnings)
+
+
+@pytest.mark.parametrize(
+    ("side", "options", "hinted"),
+    [
+        (32, {}, True),
+        (64, {}, True),
+        (96, {}, False),
+        (8, {}, False),
+        (32, {"stem": "cifar"}, False),
+    ],
+)
+def test_a_new_network_for_small_pictures_names_the_other_stem(
+    tmp_path: Path, side: int, options: dict[str, Any], hinted: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level(logging.INFO, "resdeploy")
+    choose_run(None, {"data": str(photos(tmp_path / "photos", (side, side))), **options})
+    assert ("--stem cifar" in caplog.text) == hinted
+
+
 def test_the_preprocessing_has_the_size_of_the_pictures(tmp_path: Path) -> None:
     data = photos(tmp_path / "photos", (70, 70))
     stated = PreprocessingSettings(mean=(0.5,))
@@ -133,9 +177,10 @@ def test_weights_are_found_in_the_usual_places(
         found, sentence = find_weights("resnet34")
     assert found is None
     assert sentence == (
-        "training a new network: no weights of resnet34 were found here; --init FILE starts from "
-        "weights"
+        "training a new network: there is no resnet34-*.pth in this folder and no resnet34 in the "
+        "caches of torchvision and timm (-v lists them); --init FILE starts from weights"
     )
+    assert str(Path("resnet34-*.pth").absolute()) in caplog.text
     assert str(Path("hub", "checkpoints", "resnet34-*.pth")) in caplog.text
     assert "models--timm--resnet34.*" in caplog.text
     (folder / place).parent.mkdir(parents=True, exist_ok=True)
@@ -191,7 +236,9 @@ def test_the_images_that_the_initial_run_held_out_validate_again(
     options = {"data": str(data), "init": str(run / name)}
     config, _, splits = choose_run(None, options)
     assert (config.seed, splits) == (7, before)
-    choose_run(None, {**options, "data": str(photos(tmp_path / "others", (40, 40))), "seed": 8})
+    with caplog.at_level(logging.INFO, "resdeploy"):
+        choose_run(None, {**options, "data": str(photos(tmp_path / "others", (70, 70))), "seed": 8})
+    assert "the pictures is 70; the weights state 32 pixels" in caplog.text
     assert "learned" not in caplog.text
     config, *_ = choose_run(None, {**options, "seed": 8})
     assert config.seed == 8

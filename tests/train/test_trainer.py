@@ -506,7 +506,8 @@ def test_the_baseline_and_doubts_are_logged(
 ) -> None:
     caplog.set_level(logging.INFO, "resdeploy")
     Course(monkeypatch, 33, 33)
-    train(dataclasses.replace(quick, epochs=1), Path("run"))
+    result = train(dataclasses.replace(quick, epochs=1), Path("run"))
+    assert "next: resdeploy export" not in training_text(result)
     assert "always predicting 'blue' has an accuracy of 33.33 %" in caplog.text
     assert "training has only 2 steps" in caplog.text
     assert "no better than always predicting one class" in caplog.text

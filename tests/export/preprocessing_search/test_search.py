@@ -24,10 +24,11 @@ from PIL import Image
 from resdeploy.cli.main import main
 from resdeploy.cli.preprocess import search_text
 from resdeploy.errors import DataError
-from resdeploy.export.preprocessing_search import candidates
+from resdeploy.export.preprocessing_search import candidates, scoring
 from resdeploy.export.preprocessing_search.decision import measure_moments
 from resdeploy.export.preprocessing_search.scoring import Scorer
 from resdeploy.export.preprocessing_search.search import find_preprocessing
+from resdeploy.images.decode import read_rgb
 from resdeploy.images.preprocessing import Channels, CropOffset, Preprocessing
 from resdeploy.images.preprocessing_choice import resize_for
 from resdeploy.images.preprocessing_files import read_preprocessing_file
@@ -152,11 +153,28 @@ def test_every_phase_has_its_round_and_the_right_total(
         planted(state, HALF), CLASSES, data, sizes=(SIZE,), images=96, progress=record
     )
     assert "on 96 images each at most" in caplog.text
+    assert re.search(r"the search usually takes \d+ (s|min) to \d+ (s|min) here", caplog.text)
     rounds = [what for what, _ in phases if "comparing" not in what]
     assert len(rounds) > 2
     for number, what in enumerate(rounds, start=1):
         assert re.fullmatch(rf"round {number}, \d+ candidates? on (64|96) images", what)
     assert any(re.match(r"round \d+, comparing the batch norms of", what) for what, _ in phases)
+
+
+def test_a_picture_is_decoded_once_if_it_can_be_kept(
+    state: dict[str, torch.Tensor], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = list[Path]()
+
+    def read(path: Path) -> Image.Image:
+        decoded.append(path)
+        return read_rgb(path)
+
+    monkeypatch.setattr(scoring, "read_rgb", read)
+    monkeypatch.setattr(scoring, "KEPT_BYTES", 4 * SIZE * SIZE * 40)  # room for 40 of 64
+    scorer = Scorer(planted(state, HALF).network(), sorted(data.rglob("*.png")), 64, silent)
+    scorer.extend([HALF, replace(HALF, resize=40), replace(HALF, resize=48)], 64)
+    assert len(decoded) == 40 + 3 * 24
 
 
 @pytest.mark.parametrize("name", PLANTED)
@@ -316,6 +334,7 @@ def test_the_command_writes_what_export_reads(
         in result.stdout
     )
     assert "options of export: --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5" in result.stdout
+    assert re.search(r"^the search took \d+ s$", result.stdout, re.MULTILINE)
     assert read_preprocessing_file(file) == settings_of(HALF)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resdeploy.bundle.calibration_record import explain_calibrator
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.calibrators import CALIBRATORS
 from resdeploy.export.graph.coverage import coverage
@@ -17,6 +18,7 @@ from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.inputs import ImagePools, Source, read_source
 from resdeploy.export.quantization.calibrate import (
     ENCODINGS,
+    LEARNED,
     calibrate,
     calibrators_named,
     with_dla,
@@ -58,6 +60,12 @@ def test_a_name_stands_for_one_calibrator_a_family_or_all(
     name: str, calibrators: list[str]
 ) -> None:
     assert calibrators_named(name) == calibrators
+
+
+def test_each_calibrator_is_explained() -> None:
+    texts = [explain_calibrator(name) for name in (*CALIBRATORS, LEARNED)]
+    assert texts[2] == "image-97: the range that 97 % of the images do not exceed"
+    assert len(set(texts)) == len(CALIBRATORS) + 1
 
 
 @pytest.mark.parametrize(("size", "batch"), [(8, 64), (32, 64), (224, 4), (1024, 1)])
