@@ -105,8 +105,9 @@ def _report_sizes(
     config: TrainingConfig, initial: Checkpoint | None, side: int, fitting: int
 ) -> None:
     """Log the sizes of the input, the pictures and the weights, and what unusual ones cost."""
-    sizes = [source.settings.image_size for source in stated_sources(initial)] if initial else []
-    trained = next(filter(None, sizes), config.image_size)
+    sources = stated_sources(initial) if initial else []
+    sizes = [s.settings.image_size for s in sources if s.settings.image_size is not None]
+    trained = sizes[0] if sizes else config.image_size
     logger.info(
         "the network's input has %s pixels; the median shorter side of the pictures is %d%s",
         size_text(config.image_size), side,
