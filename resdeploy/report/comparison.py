@@ -89,7 +89,8 @@ def verdict_reasons(result: Comparison) -> list[str]:
             + f"{result.max_slowdown:g} %"
         )
     if result.accuracy or not failed:  # a benchmark without a contender does not fail
-        reasons += [f"{result.second} lacks {name}" for name in result.missing]
+        missing = ", ".join(result.missing)
+        reasons += [f"{result.second} lacks {missing}"] if missing else []
     return reasons if result.accuracy else [*reasons, *result.notices]
 
 
@@ -102,6 +103,8 @@ def _metric(line: AccuracyChange) -> str:
 
 
 def _limits(result: Comparison) -> list[str]:
+    if result.identical:
+        return ["the bundles are identical in what they answer"]
     limits = [f"a drop of {plural(result.max_drop, 'point')}"] if result.accuracy else []
     limits += [f"a slowdown of {result.max_slowdown:g} %"] if result.latency else []
     return [f"limits: {', '.join(limits)}"] if limits else []

@@ -212,7 +212,8 @@ def test_every_page_fits_every_screen(
                 assert not [line for line in plot["lines"] if touch(box, line)], words
 
 
-def test_the_page_prints_on_paper(page: webdriver.Chrome) -> None:
+def test_the_page_prints_on_paper(page: webdriver.Chrome, documents: dict[str, Any]) -> None:
+    page.get(documents["path"].as_uri())  # earlier tests opened others
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:
         navigation = page.find_element(By.TAG_NAME, "nav")

@@ -429,7 +429,10 @@ def test_a_slowdown_and_a_missing_graph_are_reasons_to_fail() -> None:
 def test_identical_bundles_are_not_measured() -> None:
     same = replace(comparison(Verdict.PASS), identical=True, accuracy=(), notices=("the same",))
     page = page_of(comparisons=[same])
-    assert page.summary == ("First: old.bundle; second: new.bundle. The same.",)
+    assert page.summary == (
+        "First: old.bundle; second: new.bundle; the bundles are identical in what they answer. "
+        "The same.",
+    )
     assert page.sections[0].blocks == (Text(text="Nothing was measured."),)
 
 

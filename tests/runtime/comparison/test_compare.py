@@ -272,7 +272,9 @@ def test_a_missing_artifact_fails(tiny_bundle: Bundle) -> None:
     result = compare_bundles(tiny_bundle, Bundle(tiny_bundle.path, fewer), UNTIMED)
     assert result.verdict is Verdict.FAIL
     assert result.missing == ("int8", "int8-cpu")
-    assert "only the first has int8-cpu" in comparison_text(result)
+    text = comparison_text(result)
+    assert f"only in {result.first}: int8, int8-cpu" in text
+    assert f"{result.second} lacks int8, int8-cpu" in text.splitlines()[-1]
 
 
 def test_golden_images_need_the_same_size(tiny_bundle: Bundle) -> None:
