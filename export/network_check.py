@@ -138,7 +138,10 @@ def label_warnings(
             )
             hint += f"from (--init); otherwise {error.hint}"
         if labels_are_used:
-            hint += "; images without class folders are not checked"
+            hint = (
+                "if the class folders are not the network's classes, put the images into one "
+                f"folder without sub-folders; otherwise {hint}"
+            )
             raise DataError(str(error), hint) from error
         return [ExportWarning(message=str(error), hint=hint)]
     return []

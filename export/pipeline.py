@@ -320,6 +320,11 @@ def _calibrate(
         reserve=_has_target(config),
     )
     calibration = with_rounded_weights(calibration, progress)
+    if calibration.folds:
+        logger.info(
+            "there are too few images to set some aside: to judge int8-cpu, its weights are "
+            "rounded %d more times, each time without a part of the images", len(calibration.folds),
+        )  # fmt: skip
     used = {*golden_digests, *calibration.digests, *calibration.selection_digests}
     with progress("reading held-out images", 0):
         held_out = draw_held_out_images(

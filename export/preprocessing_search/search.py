@@ -303,7 +303,8 @@ class _Search:
         nearest = min(scores, key=lambda score: self._divergence(score, fewest))
         for score in [score for score in scores if score is not nearest]:
             blocks = common_blocks(nearest, score)
-            if blocks >= ENOUGH_BLOCKS:
+            # Without statistics of batch norms the divergence is infinite.
+            if blocks >= ENOUGH_BLOCKS and math.isfinite(self._divergence(nearest, blocks)):
                 closer = self._locate(nearest, score)[0] < 0.5
             else:
                 closer = self._divergence(score, blocks) < self._divergence(nearest, blocks)
@@ -358,8 +359,7 @@ class _Search:
         blocks = common_blocks(near, far)
         key = near.preprocessing, far.preprocessing, blocks
         if key not in self._positions:
-            scores = [self._scorer.trained(c, blocks) for c in key[:2]]
-            one, two = map(measure_moments, scores)
+            one, two = (measure_moments(self._scorer.trained(c, blocks)) for c in key[:2])
             self._positions[key] = locate(one, two, self._augmentations(near))
         return self._positions[key]
 

@@ -37,7 +37,7 @@ from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.quantization.simulate import batch_size, round_at, sites_of
 from resdeploy.images.preprocessing import UInt8Array, pixel_count
-from resdeploy.progress import Progress, named
+from resdeploy.progress import Progress
 
 # Second moments of fewer images describe these images only. See docs/quantization.md.
 FEWEST_IMAGES = 48
@@ -61,8 +61,7 @@ def rounding_images(size: tuple[int, int]) -> int:
 def with_rounded_weights(calibration: Calibration, progress: Progress) -> Calibration:
     """Return the calibration with the CPU's weights rounded on its calibration images."""
     recipe = calibration.recipes[Encoding.CPU]
-    first = named(progress, f"graph 1 of {1 + len(calibration.folds)}")  # the others judge it
-    recipe = rounded_recipe(calibration, recipe, calibration.rounding, first)
+    recipe = rounded_recipe(calibration, recipe, calibration.rounding, progress)
     return replace(calibration, recipes={**calibration.recipes, Encoding.CPU: recipe})
 
 
@@ -102,8 +101,10 @@ def compensated_weights(
     later = dict.fromkeys(layers)  # in the order of the graph
     known = KnownActivations(batches)
     weights, biases = dict[str, QuantizedWeight](), dict[str, Float32Array]()
-    with progress("rounding weights", len(layers)) as advance:
-        for layer, node in layers.items():
+    costs = np.cumsum([_cost(node) for node in layers.values()])
+    percent = [0, *(100 * costs // costs[-1]).tolist()] if layers else []
+    with progress("rounding weights", 100) as advance:
+        for index, (layer, node) in enumerate(layers.items()):
             edge, quantised = inputs[layer], model.clone()
             insert_qdq(
                 quantised, edges, recipe.ranges, recipe.encoding,
@@ -128,7 +129,7 @@ def compensated_weights(
             if len(node.inputs) > 2 and node.inputs[2] is not None:
                 name, bias = _initializer(node, 2)
                 biases[name] = (bias + np.concatenate(changes)).astype(np.float32)
-            advance(1)
+            advance(percent[index + 1] - percent[index])
     return RoundedWeights(weights=weights, biases=biases)
 
 
@@ -178,6 +179,19 @@ class KnownActivations:
                 waiting += [value_name(value) for value in producer.inputs if value is not None]
             seen.add(name)
         return found
+
+
+def _cost(node: ir.Node) -> int:
+    """Return a number in proportion to the time to round a layer: that of the products of inputs.
+
+    The last 8 of a ResNet-34's 37 layers have 61 % of all products, so a progress by number of
+    layers would show too little time left.
+    """
+    value = node.inputs[1]
+    assert value is not None
+    assert value.shape is not None
+    shape = value.shape.numpy()
+    return int(node.attributes.get_int("group", 1) * np.prod(shape[1:]) ** 2)
 
 
 def _stored(edge: QuantizedEdge) -> str:

@@ -73,7 +73,7 @@ def judge(
         for first in range(0, len(held_out.images), IMAGES_AT_ONCE)
     ]
     for index, fold in enumerate(calibration.folds):
-        numbered = named(progress, f"graph {index + 2} of {1 + len(calibration.folds)}")
+        numbered = named(progress, f"to judge int8-cpu, {index + 1} of {len(calibration.folds)}")
         groups.append((fold.images, _recipes(calibration, fold, numbered)))
     if not groups:
         return None

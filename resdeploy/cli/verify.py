@@ -61,7 +61,9 @@ def verify(bundle: Path, signer: str | None, issuer: str | None, **settings: Any
     result = run_verify(opened, progress=progress_bar, **settings)
     text = verification_text(result)
     if result.verdict.value != "fail":
-        text += f"\nnext: resdeploy serve {readable(quote(str(bundle)))}"
+        serve = f"resdeploy serve {readable(quote(str(bundle)))}"
+        more = "verify with more labelled images; or take the risk: "
+        text += f"\nnext: {more if result.verdict.value == 'inconclusive' else ''}{serve}"
     return CommandResult(result, text, exit_code(result.verdict))
 
 

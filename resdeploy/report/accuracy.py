@@ -26,16 +26,20 @@ def decision_sentence(result: Verification) -> str:
     """Return how many labelled images decide about the accuracy drop, without a full stop."""
     # With labels, only the baseline of the drop is merely reproduced.
     judged = [line for line in result.results if line.verdict is not Verdict.REPRODUCED]
-    needed = [line.images_to_decide for line in judged or result.results]
-    most = max(MAX_IMAGES + 1 if images is None else images for images in needed)
+    needed = [
+        (MAX_IMAGES + 1 if line.images_to_decide is None else line.images_to_decide, line.drop)
+        for line in judged or result.results
+    ]
+    most, drop = max(needed, key=lambda pair: pair[0])
     count = f"about {most:,}" if most <= MAX_IMAGES else f"not even {MAX_IMAGES:,}"
-    drop = plural(result.decided_drop, "point")
-    sentence = f"{count} labelled images decide about a drop of {drop}"
+    limit = plural(result.decided_drop, "point")
+    sentence = f"{count} labelled images decide whether the drop is at most {limit}"
     if result.max_drop is None:
         return (
-            f"accuracy is not judged: {sentence}, if predictions change as often as at the export"
+            f"accuracy is not judged: {sentence}, if predictions change as often as at the export, "
+            "and become right as often as wrong"
         )
-    return f"{sentence}, if predictions change as often as on these"
+    return f"{sentence}, if it stays at {drop or 0.0:+.2f} points, as on these"
 
 
 def verification_summary(result: Verification) -> str:

@@ -229,6 +229,10 @@ def _readable_errors(*, as_json: bool) -> Iterator[None]:
             # difflib gave them to click in the order of similarity, and click would sort them.
             names = " or ".join(map(repr, near))
             vars(error).update(message=f"{error.message} Did you mean {names}?", possibilities=None)
+        parameters = getattr(getattr(getattr(error, "ctx", None), "command", None), "params", ())
+        takes_data = any("--data" in parameter.opts for parameter in parameters)
+        if takes_data and "unexpected extra argument" in error.message:
+            vars(error).update(message=f"{error.message}; name a folder of images with --data")
         if as_json:
             path = getattr(getattr(error, "ctx", None), "command_path", "resdeploy")
             hint = f"see {path} --help"

@@ -185,6 +185,23 @@ def test_a_planted_pre_processing_is_found(
     assert found[name].verdict is Verdict.PASS
 
 
+def test_labels_alone_decide_if_no_batch_norm_has_statistics(
+    state: dict[str, torch.Tensor], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resdeploy.export.preprocessing_search.search.ENOUGH_BLOCKS", 2)
+    checkpoint = planted(state, HALF)
+    known, changed = checkpoint.state, dict(checkpoint.state)
+    for name in [name.removesuffix(".running_var") for name in known if "running_var" in name]:
+        # The norm computes the same, but with the statistics of a norm that was never trained.
+        scale = known[f"{name}.weight"] / (known[f"{name}.running_var"] + 1e-5).sqrt()
+        changed[f"{name}.bias"] = known[f"{name}.bias"] - known[f"{name}.running_mean"] * scale
+        changed[f"{name}.weight"] = scale * (1 + 1e-5) ** 0.5
+        changed[f"{name}.running_mean"] = torch.zeros_like(scale)
+        changed[f"{name}.running_var"] = torch.ones_like(scale)
+    result = search(replace(checkpoint, state=changed), data, images=96)
+    assert result.candidates[0].preprocessing.mean == HALF.mean
+
+
 def test_random_crops_leave_the_crop_undecided(data: Path) -> None:
     result = search(planted(fitted(data, 0.3), STANDARD), data, images=96)
     assert result.verdict is Verdict.INCONCLUSIVE

@@ -106,12 +106,19 @@ def test_says_how_many_images_would_decide(tiny_bundle: Bundle, image_data: Path
     assert "verdict: reproduced" in text
     # The score bound of no change in n images is z^2 / (n + z^2), which is 1 % at n = 268.
     fp32 = verification_text(verify(tiny_bundle, precision="fp32"))
-    assert "accuracy is not judged: about 270 labelled images decide about a drop of 1 " in fp32
+    assert (
+        "accuracy is not judged: about 270 labelled images decide whether the drop is at most 1 "
+        in fp32
+    )
     passed = verify(tiny_bundle, data=image_data, precision="fp16", max_drop=50)
     assert passed.verdict is Verdict.PASS
-    assert "labelled images decide about a drop of 50 points" in verification_text(passed)
+    assert "labelled images decide whether the drop is at most 50 points" in verification_text(
+        passed
+    )
     never = verification_text(verify(tiny_bundle, max_drop=0))
-    assert "not even 10,000,000 labelled images decide about a drop of 0 points" in never
+    assert (
+        "not even 10,000,000 labelled images decide whether the drop is at most 0 points" in never
+    )
 
 
 def test_fewer_images_suffice_if_fewer_predictions_changed(tiny_bundle: Bundle) -> None:
