@@ -14,6 +14,7 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.calibration_record import CalibrationRecord, Score
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding, Parity, Quality, QualityOrigin
+from resdeploy.bundle.quality import QualityLimits
 from resdeploy.calibration.ranges import Range
 from resdeploy.export.mixed_precision import remedy as module
 from resdeploy.export.mixed_precision.remedy import (
@@ -144,8 +145,16 @@ def test_the_dla_keeps_no_layer_in_float(tiny_bundle: Bundle) -> None:
     assert "No option keeps layers of int8-dla.onnx in float." in remedy_lines(remedy)
 
 
-def test_int8_shortcuts_are_the_first_suspect(tiny_bundle: Bundle) -> None:
-    recipe = read_recipe(tiny_bundle, Encoding.TENSORRT)  # accurate enough without them
+def test_int8_shortcuts_are_the_first_suspect(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tiny network's accuracy depends on the processor that it was trained on. Its graph, whose
+    # shortcuts are in float, meets limits that are a point and a decibel below its own figures.
+    exported = tiny_bundle.artifact("int8").parity
+    limits = QualityLimits(agreement=exported.agreement - 1, sqnr_db=exported.sqnr_db - 1)
+    assert limits.sqnr_db > BAD.sqnr_db
+    monkeypatch.setattr(module, "ENOUGH", limits)
+    recipe = read_recipe(tiny_bundle, Encoding.TENSORRT)
     remedy = remedy_of(tiny_bundle, dataclasses.replace(recipe, in_float=frozenset()))
     assert remedy.options == (NO_INT8_SHORTCUTS,)
     assert remedy.mixture is not None
