@@ -31,7 +31,7 @@ from resdeploy.machine.device import Device
 from resdeploy.result_files.benchmark import SCHEMA as BENCHMARK
 from resdeploy.result_files.benchmark import Benchmark
 from resdeploy.result_files.provenance import Environment
-from resdeploy.tables import NONE, markdown_cell, markdown_table
+from resdeploy.tables import NONE, factor, markdown_cell, markdown_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -66,8 +66,10 @@ def benchmark_table(documents: Sequence[Benchmark]) -> PerformanceTable:
             graph_name(line.precision, line.encoding),
             f"{line.p50_ms:.1f} ms",
             f"{line.p99_ms:.1f} ms",
-            NONE if line.speedup is None else f"{line.speedup:.2f}x",
-            NONE if line.speedup is None else f"{line.speedup_low:.2f} to {line.speedup_high:.2f}",
+            NONE if line.speedup is None else f"{factor(line.speedup)}x",
+            NONE
+            if line.speedup is None
+            else f"{factor(line.speedup_low)} to {factor(line.speedup_high)}",
             *([_percent(line.limit_share)] if has_limit else []),
         ]
         for document in documents

@@ -12,6 +12,7 @@ from resdeploy.images.preprocessing import size_text
 from resdeploy.pages.svg import bars
 from resdeploy.result_files.benchmark import Benchmark
 from resdeploy.result_files.provenance import Environment
+from resdeploy.tables import factor
 
 WIDTH, GAP = 480, 40  # of a plot, and between plots
 TITLE = 44  # height of a plot's title
@@ -38,7 +39,7 @@ def make_result_picture(latency: Sequence[Benchmark], quantization: Quantization
         (
             f"{line.contender}, {graph_name(line.precision, line.encoding)}",
             line.speedup,
-            f"{line.speedup:.2f}x",
+            f"{factor(line.speedup)}x",
         )
         for line in timed
         if line.speedup is not None

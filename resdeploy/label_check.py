@@ -120,7 +120,7 @@ def refuse_wrong_labels(
     if check.no_better_than_chance:
         raise DataError(
             f"the predictions on {source} are correct for {share} of {check.images:,} images, no "
-            f"more than by chance ({chance})",
+            f"more than by chance ({chance} if labels and predictions were independent)",
             "check that the labels are in the order of the network's classes, that image size, "
             "mean and std are those of the training, and that the weights are trained",
         )

@@ -13,7 +13,7 @@ from resdeploy.cli.options.common import FORCE, LONGEST_SECONDS, THREADS, Finite
 from resdeploy.cli.options.console import PATH, CommandResult, command, result_text
 from resdeploy.images.preprocessing import size_text
 from resdeploy.json_documents import write_document
-from resdeploy.tables import NONE, plural, table
+from resdeploy.tables import NONE, factor, plural, table
 
 if TYPE_CHECKING:
     from resdeploy.result_files.benchmark import Benchmark, ImageEnergy, Timing
@@ -129,9 +129,11 @@ ABOVE_LIMIT = (
 def benchmark_text(result: Benchmark) -> str:
     """Return a table with a row per contender, then lines about the settings and the machine."""
     timings = result.results
-    speedups = [NONE if t.speedup is None else f"{t.speedup:.2f}x" for t in timings]
+    speedups = [NONE if t.speedup is None else f"{factor(t.speedup)}x" for t in timings]
     intervals = [
-        NONE if t.speedup is None else f"{t.speedup_low:.2f} to {t.speedup_high:.2f}"
+        NONE
+        if t.speedup_low is None or t.speedup_high is None
+        else f"{factor(t.speedup_low)} to {factor(t.speedup_high)}"
         for t in timings
     ]
     columns = {

@@ -10,7 +10,7 @@ from resdeploy.cli.options.common import FORCE
 from resdeploy.cli.options.console import CommandResult, command, exit_code, result_text
 from resdeploy.cli.predict import predictions_text
 from resdeploy.images.preprocessing import size_text
-from resdeploy.tables import NONE, plural, table
+from resdeploy.tables import NONE, factor, plural, table
 
 if TYPE_CHECKING:
     from resdeploy.demo import DemoResult
@@ -43,7 +43,7 @@ def demo_text(result: DemoResult) -> str:
     }
     rows = [
         ["PyTorch eager", f"{result.accuracy:.2f} %", NONE, NONE, f"{baseline.p50_ms:.2f} ms",
-         f"{baseline.speedup or 1:.2f}x", NONE]
+         f"{factor(baseline.speedup or 1)}x", NONE]
     ]  # fmt: skip
     timed = {contender for contender, _ in timings}
     for checked in result.verification.results:
@@ -58,7 +58,7 @@ def demo_text(result: DemoResult) -> str:
                 f"{checked.agreement:.2f} %",
                 f"{checked.sqnr_db:.1f} dB",
                 f"{timing.p50_ms:.2f} ms" if timing else NONE,
-                f"{timing.speedup:.2f}x" if timing and timing.speedup else NONE,
+                f"{factor(timing.speedup)}x" if timing and timing.speedup else NONE,
                 checked.verdict.value,
             ]
         )

@@ -11,7 +11,7 @@ from resdeploy.bundle.manifest import Encoding, Precision, graph_name
 from resdeploy.bundle.quality import relevant_warnings
 from resdeploy.cli.options.common import THREADS, Integers
 from resdeploy.cli.options.console import PATH, CommandResult, command, reject_options, result_text
-from resdeploy.tables import NONE, WORST, plural, table
+from resdeploy.tables import NONE, WORST, factor, plural, table
 
 BAR = 14  # width of the longest bar, so that a table fits into 80 columns
 
@@ -127,7 +127,7 @@ def coverage_text(coverage: Coverage) -> str:
 @result_text
 def slowness_text(result: Slowdown) -> str:
     lines = [
-        f"{result.artifact}.onnx takes {result.ms:.2f} ms, {result.speedup:.2f}x FP32 "
+        f"{result.artifact}.onnx takes {result.ms:.2f} ms, {factor(result.speedup)}x FP32 "
         f"({result.fp32_ms:.2f} ms), batch {result.batch}, {plural(result.threads, 'thread')}",
         "",
     ]

@@ -131,7 +131,7 @@ def start_all(
                 except ResdeployError as error:
                     if spec.name == required:
                         raise
-                    logger.warning("%s is left out: %s (%s)", spec.label, error, error.hint)
+                    logger.warning("%s is not measured: %s (%s)", spec.label, error, error.hint)
                 advance(1)
         if not timed_runners(runners):
             raise BackendError("no contender could start", "read the warnings above")

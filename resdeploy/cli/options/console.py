@@ -57,6 +57,7 @@ _NO_MEMORY_JSON = (
     b'{"schema": "resdeploy.error/1", "error": "there is not enough memory",'
     b' "hint": "close other programs, and run it again", "exit": 1, "warnings": []}\n'
 )
+_INTERRUPTED = "interrupted: results that were not complete have not been written"
 _AS_JSON = "resdeploy.as_json"  # key of click's `Context.meta`
 
 
@@ -239,13 +240,14 @@ def _readable_errors(*, as_json: bool) -> Iterator[None]:
             _print_document(Failure(error.format_message(), hint, error.exit_code), ())
         raise
     except KeyboardInterrupt as stop:
-        code = stop.code if isinstance(stop, Interrupted) else None
+        told = isinstance(stop, Interrupted)
+        what = readable(str(stop)) if told else _INTERRUPTED
+        code = stop.code if isinstance(stop, Interrupted) else ExitCode.FAILED
         if as_json:
-            what = readable(str(stop)) or "interrupted"
-            _print_document(Failure(what, None, code or ExitCode.FAILED), ())
-        if code is not None:  # click would print another message
-            sys.exit(code)
-        raise
+            _print_document(Failure(what, None, code), ())
+        if not told:
+            click.echo(f"\n{what}", err=True)
+        sys.exit(code)  # click would print another message
 
 
 def _asks_for(flag: str, arguments: Sequence[str] | None) -> bool:

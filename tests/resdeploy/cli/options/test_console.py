@@ -169,6 +169,12 @@ def test_with_json_wrong_usage_is_a_document_too(
     assert document["exit"] == answer.exit_code == (1 if error == "interrupted" else 2)
     without = CliRunner().invoke(group, [a for a in arguments if a != "--json"], prog_name="x")
     assert '"schema"' not in without.output
+    if error == "interrupted":
+        assert without.exit_code == 1
+        assert (
+            without.stderr
+            == "\ninterrupted: results that were not complete have not been written\n"
+        )
     assert '"schema"' not in CliRunner().invoke(group, ["run", "--", "--json"]).output
 
 
