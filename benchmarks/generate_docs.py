@@ -68,7 +68,7 @@ def benchmark_table(documents: Sequence[Benchmark]) -> PerformanceTable:
             f"{line.p99_ms:.1f} ms",
             NONE if line.speedup is None else f"{factor(line.speedup)}x",
             NONE
-            if line.speedup is None
+            if line.speedup_low is None or line.speedup_high is None
             else f"{factor(line.speedup_low)} to {factor(line.speedup_high)}",
             *([_percent(line.limit_share)] if has_limit else []),
         ]
