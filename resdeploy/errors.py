@@ -6,6 +6,7 @@ A wrong argument in a Python call raises a ValueError or TypeError instead.
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,6 +27,8 @@ class ResdeployError(Exception):
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+        if hint and sys.version_info >= (3, 11):
+            self.add_note(f"hint: {hint}")  # below the message in a traceback
 
 
 class BackendError(ResdeployError):

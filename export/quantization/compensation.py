@@ -25,6 +25,7 @@ from resdeploy.calibration.calibrators import CALIBRATORS
 from resdeploy.calibration.histogram import Float64Array
 from resdeploy.calibration.observer import run_feeds
 from resdeploy.calibration.weight_rounding import round_weights
+from resdeploy.export.graph.float_layers import elements
 from resdeploy.export.graph.placement import WEIGHTED, QuantizedEdge, node_name, value_name
 from resdeploy.export.graph.qdq import (
     QuantizedWeight,
@@ -101,7 +102,7 @@ def compensated_weights(
     later = dict.fromkeys(layers)  # in the order of the graph
     known = KnownActivations(batches)
     weights, biases = dict[str, QuantizedWeight](), dict[str, Float32Array]()
-    costs = np.cumsum([_cost(node) for node in layers.values()])
+    costs = np.cumsum([layer_cost(node, len(images)) for node in layers.values()])
     percent = [0, *(100 * costs // costs[-1]).tolist()] if layers else []
     with progress("rounding weights", 100) as advance:
         for index, (layer, node) in enumerate(layers.items()):
@@ -181,17 +182,20 @@ class KnownActivations:
         return found
 
 
-def _cost(node: ir.Node) -> int:
-    """Return a number in proportion to the time to round a layer: that of the products of inputs.
+def layer_cost(node: ir.Node, images: int) -> int:
+    """Return a number in roughly constant proportion to the time to round a layer on `images`.
 
-    The last 8 of a ResNet-34's 37 layers have 61 % of all products, so a progress by number of
-    layers would show too little time left.
+    The terms are those of gathering its inputs, of their products, and of rounding its outputs. The
+    factors are fitted to the processor time of each layer of a ResNet-18 (120 images of 128 pixels)
+    and a ResNet-34 (512 images of 32 pixels), with one thread of an EPYC, 2026-11-29. After
+    the second layer and later, the total time that follows is 0.88 to 1.5 times the true one; by
+    the square of a layer's inputs alone, it was up to 4.9 times.
     """
-    value = node.inputs[1]
-    assert value is not None
-    assert value.shape is not None
-    shape = value.shape.numpy()
-    return int(node.attributes.get_int("group", 1) * np.prod(shape[1:]) ** 2)
+    group, outputs = node.attributes.get_int("group", 1), elements(node.outputs[0])
+    columns = elements(node.inputs[1])  # weights of one output channel
+    channels = elements(node.inputs[1], batch_axis=False) // columns
+    rows = images * min(max(1, ROWS // images), outputs // channels)
+    return columns * (group * rows * (columns + 500) + 20 * channels * columns)
 
 
 def _stored(edge: QuantizedEdge) -> str:

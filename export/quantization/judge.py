@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ from resdeploy.export.quantization.result import Calibration, Fold
 from resdeploy.export.quantization.simulate import run_graph
 from resdeploy.progress import Progress, named
 from resdeploy.statistics import sqnr_db
+
+logger = logging.getLogger(__name__)
 
 IMAGES_AT_ONCE = 512  # opening the graphs then takes little of the time, also at 32 pixels
 
@@ -64,29 +67,34 @@ def judge(
     weights are rounded on them: 80 % of the bundle's, so the graph is not better than the bundle's.
     The scales of the channels and the layers in float are the bundle's.
 
-    No part of the images but the first starts that would end after `seconds`. The time does not
-    depend on the predictions, so fewer images give a wider bound and no other bias. Return None if
-    there are no images.
+    The first part of the held-out images and the first fold are always judged. No other begins that
+    would end after `seconds` if it took as long as the slowest of its kind; a fold includes the
+    rounding of its weights. The time does not depend on the predictions, so fewer images give a
+    wider bound and no other bias. Return None if there are no images.
     """
-    groups: list[tuple[HeldOutImages, Mapping[Encoding, QuantizationRecipe]]] = [
-        (held_out.part(first, first + IMAGES_AT_ONCE), calibration.recipes)
+    parts = [
+        held_out.part(first, first + IMAGES_AT_ONCE)
         for first in range(0, len(held_out.images), IMAGES_AT_ONCE)
     ]
-    for index, fold in enumerate(calibration.folds):
-        numbered = named(progress, f"to judge int8-cpu, {index + 1} of {len(calibration.folds)}")
-        groups.append((fold.images, _recipes(calibration, fold, numbered)))
+    groups: list[HeldOutImages | Fold] = [*parts, *calibration.folds]
     if not groups:
         return None
-    start, slowest = clock(), 0.0
+    start, slowest = clock(), dict[type, float]()
     judged: list[HeldOutImages] = []
     model = calibration.model
     reference: list[Float32Array] = []
     logits: dict[Encoding, list[Float32Array]] = {encoding: [] for encoding in calibration.recipes}
     with progress("judging", len(groups) * (1 + len(logits))) as advance:
-        for images, recipes in groups:
-            began = clock()
-            if judged and began + slowest > start + seconds:
-                break
+        for index, group in enumerate(groups):
+            began, kind = clock(), type(group)
+            if kind in slowest and began + slowest[kind] > start + seconds:
+                continue
+            if isinstance(group, Fold):
+                number = f"{index - len(parts) + 1} of {len(calibration.folds)}"
+                numbered = named(progress, f"to judge int8-cpu, {number}")
+                images, recipes = group.images, _recipes(calibration, group, numbered)
+            else:
+                images, recipes = group, calibration.recipes
             judged.append(images)
             reference.append(run_graph(model, Encoding.FLOAT, images.images))
             advance(1)
@@ -94,10 +102,11 @@ def judge(
                 graph = recipe.apply(model)
                 logits[encoding].append(run_graph(graph, encoding, images.images))
                 advance(1)
-            slowest = max(slowest, clock() - began)
+            slowest[kind] = max(slowest.get(kind, 0.0), clock() - began)
     everything = judged[0]
     for images in judged[1:]:
         everything = everything.plus(images)
+    _report_time(len(everything.images), calibration, held_out, seconds)
     crossed = len(everything.images) > len(held_out.images)
     return Judgement(
         reference=np.concatenate(reference),
@@ -105,6 +114,19 @@ def judge(
         classes=everything.classes,
         origin=QualityOrigin.CROSS_VALIDATION if crossed else QualityOrigin.HELD_OUT,
     )
+
+
+def _report_time(
+    judged: int, calibration: Calibration, held_out: HeldOutImages, seconds: float
+) -> None:
+    """Log how many images were judged if the time did not suffice for all."""
+    planned = len(held_out.images) + sum(len(fold.images.images) for fold in calibration.folds)
+    if judged < planned:
+        weights = ", for which weights are rounded again," if calibration.folds else ""
+        logger.info(
+            "judged on %d of %d images: the others%s would have taken longer than "
+            "--search-seconds %g", judged, planned, weights, seconds,
+        )  # fmt: skip
 
 
 def _recipes(

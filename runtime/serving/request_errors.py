@@ -82,6 +82,9 @@ class NoAnswer(RequestError):
     outcome = "no_answer"
 
 
+NOT_READY = "the model is not ready; try again in a few seconds"
+
+
 class Unavailable(RequestError):
     """The request may succeed after `retry_after` seconds."""
 

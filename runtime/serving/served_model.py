@@ -112,7 +112,10 @@ class ServedModel:
             Unavailable: The model is not loaded yet.
         """
         if self._current is None:
-            raise Unavailable("the model is not ready", RECOVERY_SECONDS)
+            raise Unavailable(
+                "the model is not ready: it is being loaded; try again in a few seconds",
+                RECOVERY_SECONDS,
+            )
         return self._current
 
     async def load(self) -> bool:

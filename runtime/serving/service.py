@@ -19,7 +19,7 @@ from resdeploy.runtime.serving.decoder_pool import Decoder
 from resdeploy.runtime.serving.metrics import Metrics
 from resdeploy.runtime.serving.open_inference import ParsedRequest
 from resdeploy.runtime.serving.readiness import Readiness
-from resdeploy.runtime.serving.request_errors import NotFound, Unavailable
+from resdeploy.runtime.serving.request_errors import NOT_READY, NotFound, Unavailable
 from resdeploy.runtime.serving.schemas import (
     INPUT_TYPE,
     OUTPUT_TYPE,
@@ -231,8 +231,8 @@ def _description(model: ServedModel) -> tuple[Instance, list[int], list[int], in
     Raises:
         Unavailable: The model is not loaded yet.
     """
-    if (instance := model.active_instance) is None:
-        raise Unavailable("the model is not ready")
     loaded = model.loaded_bundle()
+    if (instance := model.active_instance) is None:
+        raise Unavailable(NOT_READY)
     images, logits = [*height_and_width(loaded.image_size), 3], [len(loaded.labels)]
     return instance, images, logits, len(loaded.batcher.instances)

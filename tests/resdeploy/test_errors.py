@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
+import traceback
 
 import numpy as np
 import pytest
 
 from resdeploy.errors import (
+    BundleError,
     MissingDependencyError,
     install_hint,
     is_out_of_memory,
@@ -97,3 +100,12 @@ def test_a_package_that_does_not_load_is_not_called_missing(
     with pytest.raises(MissingDependencyError, match=message) as caught, needs_extra():
         raise error
     assert install_hint("camera") in str(caught.value.hint)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="notes exist from Python 3.11 on")
+def test_a_traceback_shows_the_hint() -> None:
+    error = BundleError("photo.bundle does not exist", "did you mean photos.bundle?")
+    assert str(error) == "photo.bundle does not exist"
+    shown = traceback.format_exception(error)
+    assert shown[-1] == "hint: did you mean photos.bundle?\n"
+    assert traceback.format_exception(BundleError("damaged"))[-1].endswith("BundleError: damaged\n")

@@ -57,7 +57,9 @@ _NO_MEMORY_JSON = (
     b'{"schema": "resdeploy.error/1", "error": "there is not enough memory",'
     b' "hint": "close other programs, and run it again", "exit": 1, "warnings": []}\n'
 )
-_INTERRUPTED = "interrupted: results that were not complete have not been written"
+_INTERRUPTED = (
+    "interrupted: results that were not complete have not been written; run the command again"
+)
 _AS_JSON = "resdeploy.as_json"  # key of click's `Context.meta`
 
 
@@ -225,7 +227,8 @@ def _readable_errors(*, as_json: bool) -> Iterator[None]:
         yield
     except click.ClickException as error:
         name_variable(error)
-        vars(error)["message"] = readable(error.message)
+        if not isinstance(error, click.exceptions.NoArgsIsHelpError):  # whose message is the help
+            vars(error)["message"] = readable(error.message)
         if near := getattr(error, "possibilities", None):
             # difflib gave them to click in the order of similarity, and click would sort them.
             names = " or ".join(map(repr, near))

@@ -28,6 +28,7 @@ from resdeploy.runtime.serving.batching.queue import RECOVERY_SECONDS, QueuedPar
 from resdeploy.runtime.serving.batching.service_times import ServiceTimes
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.request_errors import (
+    NOT_READY,
     DeadlineExceeded,
     NoAnswer,
     QueueFull,
@@ -115,7 +116,7 @@ class Batcher:
         if images > self._config.queue:
             raise TooLarge(f"{images} images in one request; {self._config.queue} are allowed")
         if not self._instances:
-            raise Unavailable("the model is not ready", RECOVERY_SECONDS)
+            raise Unavailable(NOT_READY, RECOVERY_SECONDS)
         wait, waiting = self.expected_wait(network), self._queue.waiting
         next_batches = self._times.best_batch * len(self._instances)
         most = max(waiting.values(), default=0)

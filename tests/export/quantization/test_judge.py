@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
@@ -22,7 +23,7 @@ from resdeploy.export.quantization.judge import judge
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.quantization.simulate import run_graph
-from resdeploy.progress import silent
+from resdeploy.progress import Progress, silent
 from resdeploy.statistics import agreement_percent, sqnr_db
 from tests.samples import CLASSES, SIZE, make_classifier
 
@@ -124,10 +125,35 @@ def test_too_little_time_means_fewer_images(
 ) -> None:
     monkeypatch.setattr(module, "IMAGES_AT_ONCE", 10)
     clock: Callable[[], float] = map(float, count()).__next__
-    judgement = judge(calibration, held_out, silent, seconds=4, clock=clock)
+    alone = dataclasses.replace(calibration, folds=())
+    judgement = judge(alone, held_out, silent, seconds=4, clock=clock)
     assert judgement is not None
     assert len(judgement.reference) == 20  # two parts of ten
     assert judgement.origin is QualityOrigin.HELD_OUT
+
+
+@pytest.mark.parametrize(("seconds", "folds"), [(25, 2), (1, 1), (49, 4), (math.inf, 5)])
+def test_the_time_limit_includes_the_rounding_of_the_weights_of_folds(
+    calibration: Calibration, held_out: HeldOutImages, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, seconds: float, folds: int,
+) -> None:  # fmt: skip
+    now, started = 0.0, list[float]()
+
+    def rounded(calibration: Any, recipe: Any, images: Any, progress: Progress) -> Any:
+        nonlocal now
+        started.append(now)
+        now += 10
+        return recipe
+
+    monkeypatch.setattr(module, "rounded_recipe", rounded)
+    caplog.set_level("INFO")
+    judgement = judge(calibration, held_out.part(0, 0), silent, seconds, clock=lambda: now)
+    assert judgement is not None
+    assert len(judgement.reference) == 4 * folds
+    assert len(started) == folds
+    told = f"judged on {4 * folds} of 20 images: the others, for which weights are rounded again, "
+    told += f"would have taken longer than --search-seconds {seconds:g}"
+    assert caplog.messages == ([] if folds == 5 else [told])
 
 
 def test_without_images_there_is_no_judgement(

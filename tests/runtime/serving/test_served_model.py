@@ -91,7 +91,7 @@ def test_a_model_is_ready_after_verification(engines: EnginePair, copy: Path) ->
     async def scenario() -> None:
         model = make_model(copy)
         assert not model.ready
-        with pytest.raises(Unavailable, match="not ready"):
+        with pytest.raises(Unavailable, match="it is being loaded; try again in a few seconds"):
             model.loaded_bundle()
         assert await model.load()
         assert model.ready
@@ -157,7 +157,7 @@ def test_a_model_without_engines_is_not_ready_and_recovers(
         with pytest.raises(Unavailable, match="the model failed"):
             await ask(model)
         assert not model.ready
-        with pytest.raises(Unavailable, match="not ready"):
+        with pytest.raises(Unavailable, match="not ready; try again in a few seconds"):
             await ask(model)
         await until(lambda: len(backends) >= 3)  # all candidates are retried periodically
         broken.clear()

@@ -171,11 +171,28 @@ def test_with_json_wrong_usage_is_a_document_too(
     assert '"schema"' not in without.output
     if error == "interrupted":
         assert without.exit_code == 1
-        assert (
-            without.stderr
-            == "\ninterrupted: results that were not complete have not been written\n"
-        )
+        told = "interrupted: results that were not complete have not been written"
+        assert without.stderr == f"\n{told}; run the command again\n"
     assert '"schema"' not in CliRunner().invoke(group, ["run", "--", "--json"]).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        ([], ["Usage: x [OPTIONS] COMMAND [ARGS]...", "Commands:"]),
+        (["use"], ["Usage: x use [OPTIONS] BUNDLE", "Error: Missing argument 'BUNDLE'."]),
+    ],
+)
+def test_help_and_usage_keep_their_lines(arguments: list[str], lines: list[str]) -> None:
+    @command
+    @click.argument("bundle")
+    def use(bundle: str) -> CommandResult:
+        return CommandResult(RESULT, bundle)
+
+    answer = CliRunner().invoke(ReadableGroup(commands={"use": use}), arguments, prog_name="x")
+    assert answer.exit_code == 2
+    assert set(lines) <= set(answer.stderr.splitlines())
+    assert "\\x0a" not in answer.stderr
 
 
 def test_an_interruption_that_was_explained_prints_nothing_more() -> None:

@@ -1,0 +1,29 @@
+"""Tests of the text of `resdeploy train`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from resdeploy.cli.train import training_text
+from resdeploy.train.run.results import TrainingResult
+
+RESULT = TrainingResult(
+    accuracy=30.0, epochs=2, planned_epochs=2, best_epoch=2, stopped=None, baseline_accuracy=25.0,
+    train_images=160, val_images=40, held_out=True, unreadable=0, passed_over={},
+    run=Path("runs/photos"), images_per_second=10.0, seconds=20.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "images", "told"),
+    [(30.0, 40, "18 to 45 %"), (30.0, 4000, None), (45.0, 40, None), (20.0, 40, None)],
+)
+def test_an_accuracy_that_can_be_chance_is_called_so(
+    accuracy: float, images: int, told: str | None
+) -> None:
+    text = training_text(replace(RESULT, accuracy=accuracy, val_images=images))
+    assert ("this can be chance" in text) == (told is not None)
+    assert told is None or f"the accuracy is {told} with 95 % confidence" in text
