@@ -44,8 +44,6 @@ class CalibrationImages:
     """Digests of images that must not be used, such as the golden images."""
     purpose: str = "calibration"
     """Purpose of the images, for log messages."""
-    uses: str = ""
-    """The parts of `wanted` in words, for log messages."""
     decoded: Mapping[Path, UInt8Array] = field(default_factory=dict)
     """Images that need not be decoded again."""
     digests: list[str] = field(default_factory=list)
@@ -100,16 +98,13 @@ class CalibrationImages:
 
     def _report(self) -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
-        reasons = reasons.replace("golden", "that verify the bundle or calibrate already (golden)")
         if not self.digests:
             raise CalibrationError(
                 f"none of the calibration images can be used: {reasons or 'there are none'}",
                 "name another folder of images with --calibration-data",
             )
-        if self.skipped:
-            logger.info("not used as %s images: %s", self.purpose, reasons)
-        if len(self.digests) < self.wanted:
-            logger.info(
-                "using %d %s images, because there are no more; at most %d would be used%s",
-                len(self.digests), self.purpose, self.wanted, self.uses,
-            )  # fmt: skip
+        faults = ", ".join(
+            f"{count} {reason}" for reason, count in self.skipped.items() if reason != "golden"
+        )
+        if faults:  # golden images have another purpose
+            logger.info("not used as %s images: %s", self.purpose, faults)

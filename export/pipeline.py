@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from resdeploy.bundle.analysis import Analysis
+from resdeploy.bundle.analysis import Analysis, Remedy
 from resdeploy.bundle.batch_norm_shift import BatchNormShift
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.calibration_record import CalibrationRecord, TargetResult
@@ -45,15 +45,13 @@ from resdeploy.export.noise_analysis import analyse
 from resdeploy.export.quantization.calibrate import (
     calibrate,
     calibrators_named,
-    scoring_images,
     with_dla,
 )  # fmt: skip
 from resdeploy.export.quantization.compensation import with_rounded_weights
 from resdeploy.export.quantization.held_out import (
     FEWEST_IMAGES,
-    ImagePlan,
+    ImageUse,
     draw_held_out_images,
-    plan_images,
     require_images,
 )
 from resdeploy.export.quantization.judge import Judgement, judge
@@ -146,6 +144,8 @@ class ExportResult:
     golden: GoldenRecord
     warnings: tuple[ExportWarning, ...]
     batch_norm_shift: BatchNormShift | None
+    remedy: Remedy | None
+    """What to do against the noise of the worst INT8 graph; None without INT8."""
     engines: tuple[BuildReport, ...]
     triton: TritonRepository | None
     seconds: float
@@ -258,6 +258,7 @@ def export(
         golden=manifest.golden,
         warnings=manifest.warnings,
         batch_norm_shift=shift,
+        remedy=analysis.remedy if analysis else None,
         engines=engines,
         triton=triton,
         seconds=time.perf_counter() - start,
@@ -297,7 +298,8 @@ def _calibrate(
 ) -> tuple[Calibration, Judgement | None]:
     """Choose ranges, choose layers in float for a target, and judge the graphs on other images."""
     golden_digests = {image_digest(image) for image in golden.images}
-    plan = _plan(source, golden, config, target)
+    use = _image_use(source, golden, config, target)
+    plan = use.plan()
     for sentence in too_few_images(target, plan.judged + plan.cross_validated):
         logger.warning("%s, so the target can be missed or undecided, but not held", sentence)
     if target.max_drop is not None and source.classes_of(source.pools.calibration[:1]) is None:
@@ -319,12 +321,12 @@ def _calibrate(
         cross_validated=plan.cross_validated,
         reserve=_has_target(config),
     )
+    for sentence in use.sentences(
+        calibrating=len(calibration.digests), scoring=len(calibration.scoring.images),
+        folds=len(calibration.folds),
+    ):  # fmt: skip
+        logger.info("%s", sentence)
     calibration = with_rounded_weights(calibration, progress)
-    if calibration.folds:
-        logger.info(
-            "there are too few images to set some aside: to judge int8-cpu, its weights are "
-            "rounded %d more times, each time without a part of the images", len(calibration.folds),
-        )  # fmt: skip
     used = {*golden_digests, *calibration.digests, *calibration.selection_digests}
     with progress("reading held-out images", 0):
         held_out = draw_held_out_images(
@@ -356,22 +358,17 @@ def _calibrate(
     return replace(calibration, targets=targets), judgement
 
 
-def _plan(
+def _image_use(
     source: Source, golden: Golden, config: ExportConfig, target: AccuracyTarget
-) -> ImagePlan:
-    """Divide the images of the source, as if all of them could be read."""
-    pools, reserve = source.pools, len(calibrators_named(config.calibrator)) > 1
-    shared = pools.golden == pools.calibration
-    scoring = scoring_images(len(pools.calibration)) if reserve or _has_target(config) else 0
-    free = len(pools.calibration) - scoring - (len(golden.images) if shared else 0)
-    calibrating = max(0, min(config.calibration_images, free))
-    others = 0 if shared else len(pools.golden) - len(golden.images)
-    needed = list(target.needed.values())
-    return plan_images(
+) -> ImageUse:
+    pools, needed = source.pools, list(target.needed.values())
+    return ImageUse(
         size=source.preprocessing.image_size,
-        unused=max(0, free - calibrating + others),
-        calibrating=calibrating,
-        scoring=scoring,
+        available=len(pools.calibration),
+        validation=None if pools.golden == pools.calibration else len(pools.golden),
+        golden=len(golden.images),
+        wanted=config.calibration_images,
+        compares=len(calibrators_named(config.calibrator)) > 1,
         target=_has_target(config),
         needed=max((number for number in needed if number is not None), default=None),
     )

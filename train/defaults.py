@@ -183,7 +183,7 @@ def find_weights(arch: str) -> tuple[Path | None, str]:
     logger.debug("no file matches %s", looked)
     return None, (
         f"training a new network: there is no {name}-*.pth in this folder and no {arch} in the "
-        "caches of torchvision and timm (-v lists them). In an environment with torchvision, python "
-        f"-c 'import torchvision; torchvision.models.{name}(weights=\"DEFAULT\")' fills its cache; "
-        "--init FILE starts from other weights"
+        "caches of torchvision and timm (-v lists them). In an environment with torchvision, "
+        f"python -c 'import torchvision; torchvision.models.{name}(weights=\"DEFAULT\")' "
+        "fills its cache; --init FILE starts from other weights"
     )

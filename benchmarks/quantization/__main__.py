@@ -33,7 +33,7 @@ from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME, Encoding
 from resdeploy.calibration.image_set import CalibrationImages, draw
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.export.inputs import Source, read_source
-from resdeploy.export.quantization.calibrate import SCORING_IMAGES
+from resdeploy.export.quantization.held_out import scoring_images
 from resdeploy.images.class_folders import match_labels, read_image_folder
 from resdeploy.images.folder import read_batches
 from resdeploy.images.preprocessing import UInt8Array
@@ -201,7 +201,7 @@ def _compare_all(
         logits = run_batches(OnnxRuntimeCpu(graph, encoding), validation.images, 50)
         yield validation.compare(name, seed, logits, _int8_convs(graph), usage)
     # The same images on which resdeploy calibrates; the first ones only score its calibrators.
-    scoring = min(SCORING_IMAGES, len(source.pools.calibration) // 4)
+    scoring = scoring_images(len(source.pools.calibration))
     image_set = CalibrationImages(source.preprocessing, wanted=images + scoring)
     usable = np.concatenate(list(image_set.add(draw(source.pools.calibration, seed), 64)))
     np.save(work / "calibration.npy", _normalise(work, usable[scoring:]))

@@ -21,13 +21,14 @@ from resdeploy.export.mixed_precision.tradeoff import Stopwatch, measure_ms
 from resdeploy.export.quantization.calibrate import LEARNED
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.simulate import run_graph, sites_of
-from resdeploy.statistics import agreement_percent, sqnr_db
+from resdeploy.statistics import agreement_percent, ratio_interval, sqnr_db
 
 MAX_FLOAT_SHARE = 0.5  # with more of the products in float, INT8 gains little speed over FP16
 # The ranges of `image-99` are quantiles over images; below 100 images, they are the largest values.
 FEW_IMAGES = 100
 DEFAULT_IMAGES = 512  # of --calibration-images
 SECONDS = 60.0
+LATENCY_ROUNDS = 5  # of 0.3 s for each of two graphs, in turns: the load of the machine changes
 ENOUGH = QualityLimits(agreement=ENOUGH_AGREEMENT, sqnr_db=ENOUGH_SQNR_DB)
 MIN_AGREEMENT = f"--min-agreement {ENOUGH_AGREEMENT:g}"
 MORE_IMAGES = "--calibration-data FOLDER_WITH_MORE_IMAGES"
@@ -59,8 +60,9 @@ class _Simulator:
             float_share_percent=100 * conv_share(self.model, nodes)[1],
             agreement=agreement_percent(self.golden.logits, logits),
             sqnr_db=float(np.median(sqnr_db(self.golden.logits, logits))),
-            p50_ms=None,
-            p50_ms_before=None,
+            latency_ratio=None,
+            latency_ratio_low=None,
+            latency_ratio_high=None,
         )
 
     def is_enough(self, mixture: FloatMixture) -> bool:
@@ -121,11 +123,15 @@ def find_remedy(
     else:
         layers, sufficient = shortcuts, True
     if recipe.encoding is Encoding.CPU:
-        before, after = (
-            stopwatch(simulator.graph(chosen), Encoding.CPU, golden.images[:1])
-            for chosen in ((), layers)
+        before, after = simulator.graph(()), simulator.graph(layers)
+        times = [
+            [stopwatch(graph, Encoding.CPU, golden.images[:1]) for graph in (before, after)]
+            for _ in range(LATENCY_ROUNDS)
+        ]
+        ratio, low, high = ratio_interval(*np.array(times).T[::-1])
+        mixture = replace(
+            mixture, latency_ratio=ratio, latency_ratio_low=low, latency_ratio_high=high
         )
-        mixture = replace(mixture, p50_ms=after, p50_ms_before=before)
     return replace(remedy, options=tuple(options), mixture=mixture, sufficient=sufficient)
 
 

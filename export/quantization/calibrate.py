@@ -24,7 +24,11 @@ from resdeploy.export.graph.qdq import integer_weights
 from resdeploy.export.graph.to_onnx import with_outputs
 from resdeploy.export.inputs import Source
 from resdeploy.export.quantization.compensation import rounding_images
-from resdeploy.export.quantization.held_out import held_out_images, require_images
+from resdeploy.export.quantization.held_out import (
+    held_out_images,
+    require_images,
+    scoring_images,
+)
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration, Fold
 from resdeploy.export.quantization.simulate import batch_size, run_graph
@@ -32,7 +36,6 @@ from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Advance, Progress
 from resdeploy.statistics import agreement_percent, sqnr_db
 
-SCORING_IMAGES = 128
 # The ranges of a fold then come from 80 % of the images, so they are little worse than those of the
 # bundle. Source: Kohavi, "A study of cross-validation and bootstrap for accuracy estimation and
 # model selection", IJCAI 1995, which finds a small bias from 5 folds on.
@@ -82,7 +85,6 @@ def calibrate(
         wanted=images + wanted_scoring,
         excluded=golden_digests,
         decoded=decoded,
-        uses=f" ({images} to calibrate, {wanted_scoring} to compare calibrators)",
     )
     usable = image_set.add(paths, batch_size(source.preprocessing.image_size))
     scoring, calibrating = _take(usable, wanted_scoring)
@@ -170,11 +172,6 @@ def with_dla(calibration: Calibration, calibrator: str, progress: Progress) -> C
         recipes={**calibration.recipes, Encoding.DLA: recipe},
         scores=(*calibration.scores, *scores),
     )
-
-
-def scoring_images(available: int) -> int:
-    """Return how many of the available images score calibrators."""
-    return min(SCORING_IMAGES, available // 4)
 
 
 def calibrators_named(name: str) -> list[str]:

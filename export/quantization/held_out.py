@@ -1,4 +1,4 @@
-"""Held-out images: how many an export needs to judge its INT8 graphs, and which they are."""
+"""The use of images in an export with INT8, and the held-out images that judge its graphs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from resdeploy.errors import CalibrationError
 from resdeploy.export.inputs import Source
 from resdeploy.export.quantization.simulate import batch_size
 from resdeploy.images.preprocessing import ImageSize, UInt8Array, pixel_count
+from resdeploy.statistics import fewest_images
+from resdeploy.tables import plural
 
 # The time for an image grows with its pixels, so there are fewer images if they are large.
 MAX_SEARCHED_IMAGES, MIN_SEARCHED_IMAGES = 2560, 256
@@ -24,6 +26,7 @@ QUALITY_IMAGES = 128
 # A target is judged on this many times the images that would do without any changed class, so that
 # a good graph may change two.
 NEEDED_FACTOR = 2
+SCORING_IMAGES = 128
 FEWEST_IMAGES = 8  # of which 2 are golden, 2 serve the search and 4 calibrate
 
 
@@ -67,6 +70,78 @@ class ImagePlan:
     """Further held-out images, on which a search for a target chooses layers."""
     cross_validated: int
     """Calibration images to judge the graphs on, because the held-out ones are few."""
+    most: int
+    """Largest number of images that judge, however many there are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageUse:
+    """Numbers that decide for what an export uses how many images."""
+
+    size: ImageSize
+    available: int
+    """Number of images in the folder for calibration."""
+    validation: int | None
+    """Number of validation images; None if there is no folder for them."""
+    golden: int
+    """Number of golden images."""
+    wanted: int
+    """Largest number of calibration images."""
+    compares: bool
+    """True if several calibrators are compared."""
+    target: bool
+    """True if there is an accuracy or latency target."""
+    needed: int | None
+    """Fewest images that can show that the accuracy target is met, if any number can."""
+
+    def plan(self, more: int = 0) -> ImagePlan:
+        """Divide the images as if all of them, and `more`, could be read."""
+        shared = self.validation is None
+        available = self.available + (more if shared else 0)
+        scoring = scoring_images(available) if self.compares or self.target else 0
+        free = available - scoring - (self.golden if shared else 0)
+        calibrating = max(0, min(self.wanted, free))
+        others = 0 if self.validation is None else self.validation + more - self.golden
+        return plan_images(
+            size=self.size,
+            unused=max(0, free - calibrating + others),
+            calibrating=calibrating,
+            scoring=scoring,
+            target=self.target,
+            needed=self.needed,
+        )
+
+    def sentences(self, *, calibrating: int, scoring: int, folds: int) -> list[str]:
+        """Return what each set of images is used for.
+
+        There are `calibrating` images, `scoring` further ones that choose the calibrator and the
+        layers in float, and `folds` parts of the calibration images that judge.
+        """
+        sets = [f"{plural(calibrating, 'calibration image')} (at most {self.wanted:,})"]
+        if scoring:
+            chosen = ["the calibrator"] * self.compares + ["the layers in float"] * self.target
+            sets.append(
+                f"{plural(scoring, 'further image')}, which only choose {' and '.join(chosen)}"
+            )
+        sets.append(f"{plural(self.golden, 'golden image')}, which verify the graphs anywhere")
+        plan, judges = self.plan(), list[str]()
+        if plan.judged:
+            judges.append(f"{plural(plan.judged, 'held-out image')}, which serve no other purpose")
+        if plan.cross_validated:
+            judges.append(
+                f"{plan.cross_validated} of the calibration images by cross-validation: the "
+                f"weights of int8-cpu are rounded {plural(folds, 'more time')}, each time without "
+                "a part of the images"
+            )
+            more = fewest_images(lambda count: not self.plan(count).cross_validated)
+            kind = "image" if self.validation is None else "validation image"
+            if more is not None:
+                judges[-1] += f" (unnecessary with {more} more {kind}s)"
+        return [
+            f"used: {'; '.join(sets)}",
+            f"the INT8 graphs are judged on {plan.judged + plan.cross_validated} images (at most "
+            f"{plan.most}): {'; '.join(judges)}",
+        ]
 
 
 def plan_images(
@@ -91,8 +166,9 @@ def plan_images(
     if not target:
         judged = min(unused, QUALITY_IMAGES)
         return ImagePlan(
-            judged=judged, searched=0, cross_validated=min(calibrating, QUALITY_IMAGES - judged)
-        )
+            judged=judged, searched=0, cross_validated=min(calibrating, QUALITY_IMAGES - judged),
+            most=QUALITY_IMAGES,
+        )  # fmt: skip
     searched = int(
         np.clip(SEARCHED_PIXELS // pixel_count(size), MIN_SEARCHED_IMAGES, MAX_SEARCHED_IMAGES)
     )
@@ -103,7 +179,13 @@ def plan_images(
         judged=judged,
         searched=min(unused - judged, max(searched - scoring, 0)),
         cross_validated=max(0, min(calibrating, enough - judged)),
+        most=max(searched, enough),
     )
+
+
+def scoring_images(available: int) -> int:
+    """Return how many of the available images score calibrators."""
+    return min(SCORING_IMAGES, available // 4)
 
 
 def draw_held_out_images(

@@ -84,6 +84,7 @@ def judge(
     model = calibration.model
     reference: list[Float32Array] = []
     logits: dict[Encoding, list[Float32Array]] = {encoding: [] for encoding in calibration.recipes}
+    recipes: Mapping[Encoding, QuantizationRecipe]
     with progress("judging", len(groups) * (1 + len(logits))) as advance:
         for index, group in enumerate(groups):
             began, kind = clock(), type(group)
@@ -107,7 +108,7 @@ def judge(
     for images in judged[1:]:
         everything = everything.plus(images)
     _report_time(len(everything.images), calibration, held_out, seconds)
-    crossed = len(everything.images) > len(held_out.images)
+    crossed = Fold in slowest
     return Judgement(
         reference=np.concatenate(reference),
         logits={encoding: np.concatenate(parts) for encoding, parts in logits.items()},

@@ -10,7 +10,7 @@ from resdeploy.bundle.bundle import ANALYSIS, Bundle
 from resdeploy.bundle.manifest import Artifact, Encoding, Precision
 from resdeploy.json_documents import decode, parse
 
-SCHEMA = "resdeploy.analysis/2"
+SCHEMA = "resdeploy.analysis/3"
 # At 30 dB, about 98.5 % of 5,000 CIFAR-10 images kept their class in ResNet-34, and at 32 dB 98.9 %
 # (measured 2026-11-23). A few dozen golden images cannot show 99 %, so the SQNR counts, too.
 ENOUGH_AGREEMENT, ENOUGH_SQNR_DB = 99.0, 30.0
@@ -67,10 +67,12 @@ class FloatMixture:
     agreement: float
     """Golden images with PyTorch's predicted class, in percent."""
     sqnr_db: float
-    p50_ms: float | None
-    """Median latency of one image on all cores of a CPU, in ms; None for other engines."""
-    p50_ms_before: float | None
-    """The same latency of the graph in the bundle."""
+    latency_ratio: float | None
+    """Latency of one image on all cores of a CPU, divided by that of the graph in the bundle, which
+    is measured in turns with it; None for other engines."""
+    latency_ratio_low: float | None
+    """Lower end of the 95 % interval of this ratio."""
+    latency_ratio_high: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -211,10 +211,13 @@ def target_sentence(result: TargetResult) -> str:
         )
     lower = result.option == "--min-agreement"
     unit, side = ("%", "least") if lower else ("points", "most")
-    kind = "held-out" if result.origin is QualityOrigin.HELD_OUT else "cross-validated"
+    held_out = result.origin is QualityOrigin.HELD_OUT
+    images = f"{result.samples:,} " + (
+        "held-out images" if held_out else "images by cross-validation"
+    )
     text = (
         f"{graph}: {word}: {'' if lower else 'a drop of '}{result.figure:.2f} {unit} on "
-        f"{result.samples:,} {kind} images, at {side} {result.bound:.2f} {unit} with 95 % "
+        f"{images}, at {side} {result.bound:.2f} {unit} with 95 % "
         f"confidence ({result.option} {result.limit:g})"
     )
     if result.images_to_decide is not None:

@@ -167,7 +167,7 @@ def _images(found: Parity | Quality, manifest: Manifest) -> str:
     if isinstance(found, Parity):
         return f"{found.images} {manifest.golden.kind} images"
     if found.origin is QualityOrigin.CROSS_VALIDATION:
-        return f"{found.images:,} calibration images by cross-validation"
+        return f"{found.images:,} images by cross-validation"
     return f"{found.images:,} held-out images"
 
 

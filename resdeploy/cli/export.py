@@ -33,6 +33,7 @@ from resdeploy.images.preprocessing_choice import describe_choice
 from resdeploy.tables import table
 
 if TYPE_CHECKING:
+    from resdeploy.bundle.analysis import Remedy
     from resdeploy.bundle.batch_norm_shift import BatchNormShift
     from resdeploy.bundle.calibration_record import CalibrationRecord
     from resdeploy.bundle.manifest import Artifact, GoldenRecord, Quality
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
     type=Choice(["auto", "max", "image", "percentile", "entropy", "mse"]),
     default="auto",
     help="Method that chooses the quantisation ranges; auto: try all, and keep the best one on "
-    "held-out images.",
+    "further images.",
 )
 @option(
     "--int8-shortcuts",
@@ -201,6 +202,7 @@ def export_text(result: ExportResult) -> str:
         *warning_lines(result.warnings),
         *shift_lines(result.batch_norm_shift),
         *calibration_lines(result.calibration),
+        *remedy_line(result.remedy, result.bundle),
         *map(build_text, result.engines),
         f"wrote {result.bundle} in {result.seconds:.0f} s",
         comparison_line(result.golden),
@@ -208,6 +210,16 @@ def export_text(result: ExportResult) -> str:
     lines += [repository_text(result.triton)] if result.triton else []
     shown = quote(str(result.bundle))
     return "\n".join([*lines, f"next: resdeploy verify {shown}; resdeploy serve {shown}"])
+
+
+def remedy_line(remedy: Remedy | None, bundle: Path) -> list[str]:
+    """Return the line with which the report says that an INT8 graph needs an action, if it does."""
+    if remedy is None or not (remedy.options or remedy.mixture):
+        return []
+    from resdeploy.bundle.bundle import REPORT
+    from resdeploy.report.layers import remedy_lines
+
+    return [f"{' '.join(remedy_lines(remedy)[:3])} See Layers in {bundle / REPORT}."]
 
 
 @result_text
@@ -240,8 +252,7 @@ def parity_table(artifacts: Sequence[Artifact]) -> str:
     ]
     head = ["graph", "size", "INT8 convs", "agreement", "SQNR", "logit error"]
     if judged is not None:
-        kind = "held-out" if judged.origin.value == "held-out" else "cross-validated"
-        head.append(f"on {judged.images:,} {kind} images")
+        head.append(f"judged on {judged.images:,} images")
     return table(head, rows)
 
 
@@ -288,7 +299,7 @@ def calibration_lines(record: CalibrationRecord | None) -> list[str]:
         for kind, name in record.method.items()
     )
     count = len({score.calibrator for score in record.scores})
-    how = f" (the highest SQNR of {count} rules on {record.scoring_images} held-out images)"
+    how = f" (the highest SQNR of {count} rules on {record.scoring_images} further images)"
     lines = [
         f"calibrated on {record.images} images; rule for the INT8 ranges: {chosen}"
         f"{how if count else ''}"

@@ -175,7 +175,7 @@ def _scores(record: CalibrationRecord, encoding: Encoding, *, explained: bool) -
             "figures of the finished graph differ."
         )
     return Table(
-        caption=f"Calibrators of {_int8_file(encoding)} on {record.scoring_images} held-out "
+        caption=f"Calibrators of {_int8_file(encoding)} on {record.scoring_images} further "
         "images. The bundle has the one with the highest score, the sum of SQNR and SQNR p5. "
         "Agreement is too coarse for this choice (one image is "
         f"{percentage(100 / max(record.scoring_images, 1))}); it decides only between equal "

@@ -9,6 +9,7 @@ from resdeploy.bundle.analysis import (
     ENOUGH_SQNR_DB,
     ActivationHistogram,
     Analysis,
+    FloatMixture,
     LayerCost,
     Remedy,
 )
@@ -136,12 +137,18 @@ def remedy_lines(remedy: Remedy) -> list[str]:
         )
     )
     cost = f"Cost: {percentage(mixture.float_share_percent)} of the convolutions' products in float"
-    if mixture.p50_ms is not None and mixture.p50_ms_before is not None:
-        cost += (
-            f"; one image takes {mixture.p50_ms:.2f} ms instead of {mixture.p50_ms_before:.2f} ms "
-            "with ONNX Runtime on all cores"
-        )
-    return [*lines, f"{cost}."]
+    return [*lines, f"{cost}{_latency_change(mixture)}."]
+
+
+def _latency_change(mixture: FloatMixture) -> str:
+    """Return a clause; the latencies themselves are those of another time than in other tables."""
+    ratio, low, high = mixture.latency_ratio, mixture.latency_ratio_low, mixture.latency_ratio_high
+    if ratio is None or low is None or high is None:
+        return ""
+    if low <= 1 <= high:
+        return "; no measurable change of the latency of one image on a CPU"
+    change = f"{percentage(100 * abs(ratio - 1))} {'more' if ratio > 1 else 'less'} time"
+    return f"; one image takes {change} with ONNX Runtime on all cores"
 
 
 def _noise(graph: str, layers: Sequence[LayerCost]) -> Figure:

@@ -314,9 +314,12 @@ def test_a_truncated_calibration_image_is_logged_and_counted(
     with caplog.at_level(logging.INFO, "resdeploy"):
         result = export(dataclasses.replace(config, int8=True, calibration_data=data))
     assert caplog.text.count("000.png") == 1
-    assert "not used as calibration images: 5 that verify the bundle or" in caplog.text
-    assert "already (golden), 1 unreadable" in caplog.text
-    assert "more; at most 517 would be used (512 to calibrate, 5 to compare cal" in caplog.text
+    assert "not used as calibration images: 1 unreadable" in caplog.messages
+    assert (
+        "used: 9 calibration images (at most 512); 5 further images, which only choose the "
+        "calibrator; 5 golden images, which verify the graphs anywhere"
+    ) in caplog.messages
+    assert "judged on 10 images (at most 128): 10 of the calibration images by" in caplog.text
     assert "not used as held-out images" not in caplog.text  # the same files are not read again
     assert result.calibration is not None
     assert result.calibration.skipped["unreadable"] == 1

@@ -178,9 +178,9 @@ def test_weights_are_found_in_the_usual_places(
     assert found is None
     assert sentence == (
         "training a new network: there is no resnet34-*.pth in this folder and no resnet34 in the "
-        "caches of torchvision and timm (-v lists them). In an environment with torchvision, python "
-        "-c 'import torchvision; torchvision.models.resnet34(weights=\"DEFAULT\")' fills its cache; "
-        "--init FILE starts from other weights"
+        "caches of torchvision and timm (-v lists them). In an environment with torchvision, "
+        "python -c 'import torchvision; torchvision.models.resnet34(weights=\"DEFAULT\")' "
+        "fills its cache; --init FILE starts from other weights"
     )
     assert str(Path("resnet34-*.pth").absolute()) in caplog.text
     assert str(Path("hub", "checkpoints", "resnet34-*.pth")) in caplog.text

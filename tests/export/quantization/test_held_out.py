@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from resdeploy.export.quantization.held_out import (
     FEWEST_IMAGES,
     QUALITY_IMAGES,
     ImagePlan,
+    ImageUse,
     draw_held_out_images,
     plan_images,
     require_images,
@@ -69,7 +71,7 @@ def test_images_are_divided_between_the_search_and_the_judgement(
     unused: int, calibrating: int, scoring: int, judged: int, searched: int, cross_validated: int
 ) -> None:
     assert plan(unused, calibrating, scoring) == ImagePlan(
-        judged=judged, searched=searched, cross_validated=cross_validated
+        judged=judged, searched=searched, cross_validated=cross_validated, most=2560
     )
 
 
@@ -80,9 +82,45 @@ def test_a_strict_target_is_judged_on_as_many_images_as_it_needs() -> None:
 def test_without_a_target_a_bounded_number_of_images_is_judged() -> None:
     sizes = {"size": 224, "scoring": 128, "target": False, "needed": None}
     assert plan_images(unused=5000, calibrating=512, **sizes) == ImagePlan(  # type: ignore[arg-type]
-        judged=QUALITY_IMAGES, searched=0, cross_validated=0
+        judged=QUALITY_IMAGES, searched=0, cross_validated=0, most=QUALITY_IMAGES
     )
     assert plan_images(unused=0, calibrating=20, **sizes).cross_validated == 20  # type: ignore[arg-type]
+
+
+PHOTOGRAPHS = ImageUse(
+    size=128, available=160, validation=40, golden=32, wanted=512, compares=True, target=False,
+    needed=None,
+)  # fmt: skip
+
+
+def test_each_set_of_images_is_named_with_its_use_and_its_largest_size() -> None:
+    assert PHOTOGRAPHS.sentences(calibrating=120, scoring=40, folds=5) == [
+        "used: 120 calibration images (at most 512); 40 further images, which only choose the "
+        "calibrator; 32 golden images, which verify the graphs anywhere",
+        "the INT8 graphs are judged on 128 images (at most 128): 8 held-out images, which serve no "
+        "other purpose; 120 of the calibration images by cross-validation: the weights of "
+        "int8-cpu are rounded 5 more times, each time without a part of the images (unnecessary "
+        "with 120 more validation images)",
+    ]
+
+
+def test_the_images_that_make_cross_validation_unnecessary_are_enough_and_not_too_many() -> None:
+    alone = dataclasses.replace(PHOTOGRAPHS, validation=None)
+    for use in (PHOTOGRAPHS, alone, dataclasses.replace(PHOTOGRAPHS, target=True, needed=299)):
+        told = use.sentences(calibrating=120, scoring=40, folds=5)[1]
+        found = re.search(r"unnecessary with (\d+) more (validation )?images", told)
+        assert found is not None
+        assert (found[2] is None) == (use.validation is None)
+        assert not use.plan(int(found[1])).cross_validated
+        assert use.plan(int(found[1]) - 100).cross_validated
+
+
+def test_enough_images_need_no_cross_validation() -> None:
+    use = dataclasses.replace(PHOTOGRAPHS, validation=1000, target=True, compares=False)
+    used, judged = use.sentences(calibrating=120, scoring=40, folds=0)
+    assert "40 further images, which only choose the layers in float;" in used
+    assert "held-out images, which serve no other purpose" in judged
+    assert "cross-validation" not in judged
 
 
 def test_a_target_with_a_handful_of_images_is_refused_before_the_work(source: Source) -> None:

@@ -130,6 +130,10 @@ def test_too_little_time_means_fewer_images(
     assert judgement is not None
     assert len(judgement.reference) == 20  # two parts of ten
     assert judgement.origin is QualityOrigin.HELD_OUT
+    mixed = judge(calibration, held_out, silent, seconds=1, clock=clock)
+    assert mixed is not None
+    assert len(mixed.reference) == 10 + 4  # the first part and the first fold
+    assert mixed.origin is QualityOrigin.CROSS_VALIDATION
 
 
 @pytest.mark.parametrize(("seconds", "folds"), [(25, 2), (1, 1), (49, 4), (math.inf, 5)])
