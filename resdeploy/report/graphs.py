@@ -71,7 +71,7 @@ def _and(words: Iterable[str]) -> str:
 
 def _quality_images(quality: Quality) -> str:
     if quality.origin is QualityOrigin.CROSS_VALIDATION:
-        return f"{quality.images:,} calibration images (by cross-validation)"
+        return f"{quality.images:,} images (by cross-validation)"
     return f"{quality.images:,} held-out images (used for nothing else)"
 
 

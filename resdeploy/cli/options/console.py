@@ -60,6 +60,8 @@ _NO_MEMORY_JSON = (
 _INTERRUPTED = (
     "interrupted: results that were not complete have not been written; run the command again"
 )
+# Error whose message is the help; click 8.1 has none.
+_HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
 _AS_JSON = "resdeploy.as_json"  # key of click's `Context.meta`
 
 
@@ -227,7 +229,7 @@ def _readable_errors(*, as_json: bool) -> Iterator[None]:
         yield
     except click.ClickException as error:
         name_variable(error)
-        if not isinstance(error, click.exceptions.NoArgsIsHelpError):  # whose message is the help
+        if not isinstance(error, _HELP):
             vars(error)["message"] = readable(error.message)
         if near := getattr(error, "possibilities", None):
             # difflib gave them to click in the order of similarity, and click would sort them.

@@ -78,7 +78,7 @@ def test_the_chosen_calibrator_is_the_first_by_the_rule_in_the_caption(
     ]  # fmt: skip
     manifest = replace(tiny_bundle.manifest, calibration=calibration)
     (table,) = (t for t in tables_of(manifest) if t.caption.startswith("Calibrators"))
-    assert "int8-dla.onnx on 128 held-out images" in table.caption
+    assert "int8-dla.onnx on 128 further images" in table.caption
     assert "highest score, the sum of SQNR and SQNR p5" in table.caption
     assert [row[:3] for row in table.rows] == [
         ("image-97", "21.5", "95.3 %"), ("max", "20.0", "96.1 %"),

@@ -304,7 +304,7 @@ def test_reports_why_a_network_does_not_compile(
     for compiler, hint in ((None, "install a C++ compiler"), ("/usr/bin/g++", "leave it out")):
         monkeypatch.setattr(shutil, "which", lambda name, found=compiler: found)
         with pytest.raises(
-            BackendError, match=r"failed on this machine: no C\+\+ compiler$"
+            BackendError, match=r"(?m)failed on this machine: no C\+\+ compiler$"
         ) as caught:
             prepare_pytorch(workload(tiny_bundle.path), PyTorchMode.COMPILE, "")
         assert hint in str(caught.value.hint)

@@ -110,7 +110,8 @@ def test_the_refusal_names_the_nearest_scheme_and_three_keys(tmp_path: Path) -> 
     keys = ["embedder.embedder.convolution.weight", "a.weight", "b.weight", "c.weight", "d.weight"]
     torch.save({key: torch.zeros(2) for key in keys}, tmp_path / "a.pth")
     with pytest.raises(
-        CheckpointError, match=r"1 of its 5 .* Hugging Face.* not a\.weight, b\.weight, c\.weight$"
+        CheckpointError,
+        match=r"(?m)1 of its 5 .* Hugging Face.* not a\.weight, b\.weight, c\.weight$",
     ):
         load_checkpoint(tmp_path / "a.pth")
 

@@ -115,7 +115,7 @@ def test_changed_data_is_refused_with_the_difference(
 ) -> None:
     data = shutil.copytree(image_data, tmp_path / "data")
     change(data)
-    with pytest.raises(DataError, match=f"not the data of run: data {difference}$") as caught:
+    with pytest.raises(DataError, match=f"(?m)not the data of run: data {difference}$") as caught:
         check_same_data(identify(data), identify(image_data), "data", Path("run"))
     assert "resdeploy train DATA --resume run" in str(caught.value.hint)
 
