@@ -51,9 +51,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table with the same alignment."""
-    alignment = [":--", *["--:"] * (len(head) - 1)]
+def markdown_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1
+) -> str:
+    """Return a Markdown table whose first columns are aligned to the left, the others to the right.
+
+    Args:
+        head: Names of the columns.
+        rows: Cells of each row.
+        text_columns: Number of columns that are aligned to the left.
+    """
+    alignment = [":--"] * text_columns + ["--:"] * (len(head) - text_columns)
     first, *others = (list(map(markdown_cell, row)) for row in [head, *rows])
     return "\n".join(f"| {' | '.join(row)} |" for row in [first, alignment, *others])
 
