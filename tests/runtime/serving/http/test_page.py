@@ -168,6 +168,8 @@ def test_warnings_of_the_bundle_are_shown(
         text = element(browser, "warnings").text
         assert text.startswith("Warning: doubtful: int8 deviates from FP32")
         assert text.endswith(". Remedy: calibrate on more images.")
+        script = "return unbroken('check --image-size, or -a').map(part => part.className || part)"
+        assert browser.execute_script(script) == ["check ", "option", ", or ", "option", ""]
         assert element(browser, "state").text.startswith("ready: doubtful")
         assert element(browser, "rates-top").text == "no requests yet"
         assert element(browser, "latencies-top").text == "no requests yet"
