@@ -105,8 +105,8 @@ def shift_warnings(check: NetworkCheck | None, source: Source) -> list[ExportWar
         return []
     message = "the inputs of the batch norms differ from those in training"
     hint = "check --image-size, and that mean and std are those of the training; or give images "
-    hint += "like those of the training with --calibration-data; or train longer, if there were "
-    hint += "fewer than about 50 steps: the statistics of the batch norms settle in this time"
+    hint += "like those of the training with --calibration-data; or train longer, if the training "
+    hint += "had fewer than about 50 steps: before, the statistics of batch norms have not settled"
     if source.is_own:
         message = "the statistics of the batch norms have not settled on the run's training images"
         hint = "train in more steps: more --epochs, more images or a smaller --batch-size; if the "

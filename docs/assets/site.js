@@ -17,5 +17,5 @@ const mend = () => {
   }
 };
 new MutationObserver(mend).observe(document.body, { childList: true, subtree: true });
-addEventListener("resize", mend);
+new ResizeObserver(mend).observe(document.querySelector("article"));
 mend();

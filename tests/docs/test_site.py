@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
+from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser import open_browser
 from tests.docs.pages import ROOT
@@ -40,7 +41,8 @@ def test_the_tables_of_figures_fit_and_their_rows_have_one_line(
     heights = browser.execute_script(script)
     assert len(heights) > 100
     assert max(heights) < 50
-    assert not browser.execute_script("return document.querySelectorAll('.scrolls').length")
+    scrolling = "return document.querySelectorAll('.scrolls').length"
+    WebDriverWait(browser, 10, 0.1).until(lambda page: page.execute_script(scrolling) == 0)
     align = "return getComputedStyle(document.querySelector('td:nth-child(2)')).textAlign"
     assert browser.execute_script(align) == "left"
     footer = "return document.querySelector('footer').offsetHeight"
