@@ -226,7 +226,9 @@ def training_text(result: TrainingResult) -> str:
     if result.stopped:
         lines.append(f"stopped before epoch {result.planned_epochs}: {result.stopped}")
     if result.best_epoch < result.epochs:
-        lines.append(f"the saved network is that of epoch {result.best_epoch}, the best one")
+        lines.append(
+            f"the saved network is that of epoch {result.best_epoch}, the most accurate one"
+        )
     lines += unread_lines(result.unreadable, result.passed_over)
     if result.accuracy > result.baseline_accuracy:
         lines.append(f"next: resdeploy export {quote(str(result.run))} --fp16 --int8")

@@ -115,6 +115,8 @@ def test_says_how_many_images_would_decide(tiny_bundle: Bundle, image_data: Path
     assert "labelled images decide whether the drop is at most 50 points" in verification_text(
         passed
     )
+    enough = dataclasses.replace(passed, images=10_000)
+    assert "labelled images would have been enough to decide whether" in verification_text(enough)
     never = verification_text(verify(tiny_bundle, max_drop=0))
     assert (
         "not even 10,000,000 labelled images decide whether the drop is at most 0 points" in never
