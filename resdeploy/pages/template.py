@@ -47,7 +47,7 @@ def _whole_options(text: str) -> Markup:
     from markupsafe import Markup, escape  # of Jinja
 
     pattern = r"(?<![\w-])--?[A-Za-z][\w-]*"
-    return Markup(re.sub(pattern, r'<span class="option">\g<0></span>', escape(text)))
+    return Markup(re.sub(pattern, r'<span class="option">\g<0></span>', str(escape(text))))
 
 
 def _unbroken(text: str) -> str:

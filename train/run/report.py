@@ -77,6 +77,7 @@ def training_page(
     network = f"{settings['network']} at {size_text(preprocessing.image_size)} pixels"
     measured = int(evaluation.confusion.sum())
     low, high = wilson_interval(int(evaluation.confusion.trace()), measured)
+    chosen = ", which also chose the epoch" if outcome.epochs > 1 else ""
     stopped = f"The training ended before epoch {outcome.planned_epochs}: {outcome.stopped}."
     environments = [(name, replace(environment, command=c)) for c in (command, environment.command)]
     return Page(
@@ -87,7 +88,7 @@ def training_page(
         commands=(f"resdeploy export {quote(name)} --fp16 --int8",),
         summary=(
             f"Trained on {outcome.train_images:,} images; measured on {measured:,} {kind} images "
-            f"(95 % interval {low:.1f} to {high:.1f} %), which also chose the epoch.",
+            f"(95 % interval {low:.1f} to {high:.1f} %){chosen}.",
             f"{MODEL_FILE} holds the network of epoch {outcome.best_epoch}, the most accurate of "
             f"{outcome.epochs}.",
             "Always predicting the most frequent class has an accuracy of "
