@@ -263,7 +263,9 @@ def test_lists_layers_whose_precision_changed(tiny_bundle: Bundle, tmp_path: Pat
     assert by_encoding[Encoding.CPU].to_float == ("layer1.0.conv1", "layer1.0.conv2")
     assert by_encoding[Encoding.TENSORRT].calibrators[1] == "guess"
     reverse = compare_bundles(other, tiny_bundle, UNTIMED)
-    assert "2 layers to INT8 (layer1.0.conv1, layer1.0.conv2)" in comparison_text(reverse)
+    assert "2 layers from float to INT8 (layer1.0.conv1, layer1.0.conv2)" in comparison_text(
+        reverse
+    )
 
 
 def test_a_missing_artifact_fails(tiny_bundle: Bundle) -> None:
