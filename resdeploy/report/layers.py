@@ -100,14 +100,14 @@ def remedy_lines(remedy: Remedy) -> list[str]:
         QualityOrigin.CROSS_VALIDATION: f"{plural(remedy.images, 'calibration image')} "
         "(by cross-validation)",
     }[remedy.origin]
-    step = f"; one image is {percentage(100 / remedy.images)}" if remedy.agreement < 100 else ""
+    step = f" (one image is {percentage(100 / remedy.images)})" if remedy.agreement < 100 else ""
     agreement = (
-        f"{graph} predicts the class of FP32 for {percentage(remedy.agreement)} of {images} "
-        f"({ENOUGH_AGREEMENT:g} % and more need no remedy{step})."
+        f"{graph} predicts the class of FP32 for {percentage(remedy.agreement)} of {images}"
+        f"{step}; {ENOUGH_AGREEMENT:g} % and more need no remedy."
     )
     sqnr = (
-        f"On the golden images, the SQNR of its logits is {remedy.sqnr_db:.1f} dB "
-        f"({ENOUGH_SQNR_DB:g} dB and more need no remedy)."
+        f"On the golden images, the SQNR of its logits is {remedy.sqnr_db:.1f} dB; "
+        f"{ENOUGH_SQNR_DB:g} dB and more need no remedy."
     )
     if not remedy.options and remedy.mixture is None:
         return [f"No action is needed: {agreement}", sqnr]
