@@ -13,7 +13,7 @@ from resdeploy.result_files.provenance import Environment
 
 
 def origin_section(environments: Sequence[tuple[str, Environment]]) -> Section:
-    """Return the facts that all environments share, then the others, then the commands."""
+    """Return the facts that all environments share, then all commands, then the other facts."""
     facts = [(name, _facts(environment)) for name, environment in environments]
     shared = [fact for fact in facts[0][1] if all(fact in found for _, found in facts)]
     commands = tuple(dict.fromkeys(e.command for _, e in environments if e.command))

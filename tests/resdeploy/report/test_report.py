@@ -20,7 +20,7 @@ from resdeploy.bundle.manifest import Encoding, ExportWarning, write_manifest
 from resdeploy.errors import BundleError, DocumentError, OutputError
 from resdeploy.json_documents import jsonable, parse
 from resdeploy.machine.device import Device
-from resdeploy.pages.blocks import Facts, Figure, Page, Table, Text
+from resdeploy.pages.blocks import Commands, Facts, Figure, Page, Table, Text
 from resdeploy.pages.markdown import to_markdown
 from resdeploy.pages.template import to_html
 from resdeploy.report.comparison import comparison_text
@@ -508,3 +508,7 @@ def test_facts_that_results_share_are_shown_once(verification: Verification) -> 
     assert text.count("<dt>versions</dt>") == 1
     assert text.count("<dt>date</dt>") == 2
     assert "2027-01-01" in text
+    # The commands of all do not stand under the heading of the last.
+    shared, commands, *_ = page.sections[-1].blocks
+    assert isinstance(shared, Facts)
+    assert isinstance(commands, Commands)
