@@ -38,6 +38,22 @@ def factor(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
+def signed(value: float, decimals: int) -> str:
+    """Return a number with its sign, which is a plus for all that is rounded to 0."""
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}"
+
+
+def two_digits(value: float) -> str:
+    """Return a number with two significant digits, such as `0.70`, or with all before its point."""
+    return f"{value:.0f}" if 9.95 <= abs(value) < 1e6 else f"{value:#.2g}"
+
+
+def joined(words: Sequence[str]) -> str:
+    """Return a list in words, such as `a, b and c`; it has at least one word."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a text table; the first column is aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows)]
