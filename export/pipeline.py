@@ -145,7 +145,7 @@ class ExportResult:
     warnings: tuple[ExportWarning, ...]
     batch_norm_shift: BatchNormShift | None
     remedy: Remedy | None
-    """What to do against the noise of the worst INT8 graph; None without INT8."""
+    """Action against the noise of the worst INT8 graph; None without INT8."""
     engines: tuple[BuildReport, ...]
     triton: TritonRepository | None
     seconds: float

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resdeploy.bundle.bundle import ANALYSIS, Bundle
-from resdeploy.bundle.manifest import Artifact, Encoding, Precision
+from resdeploy.bundle.manifest import Artifact, Encoding, Precision, QualityOrigin
 from resdeploy.json_documents import decode, parse
 
 SCHEMA = "resdeploy.analysis/3"
@@ -85,8 +85,8 @@ class Remedy:
     graph is accurate enough."""
     images: int
     """Number of images on which `agreement` was measured."""
-    held_out: bool
-    """True if these are images that did not calibrate the graph, False for golden images."""
+    origin: QualityOrigin | None
+    """Origin of these images; None for golden images."""
     agreement: float
     """Images with the predicted class of the float network, in percent."""
     sqnr_db: float

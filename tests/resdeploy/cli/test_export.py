@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from resdeploy.bundle.analysis import Remedy
-from resdeploy.bundle.manifest import Encoding
+from resdeploy.bundle.manifest import Encoding, QualityOrigin
 from resdeploy.cli.export import remedy_line
 
 REMEDY = Remedy(
-    encoding=Encoding.CPU, options=("--min-agreement 99",), images=128, held_out=True,
+    encoding=Encoding.CPU, options=("--min-agreement 99",), images=128, origin=QualityOrigin.HELD_OUT,
     agreement=98.4, sqnr_db=38.0,
 )  # fmt: skip
 
@@ -18,7 +18,7 @@ REMEDY = Remedy(
 def test_a_graph_that_needs_an_action_is_named_as_in_the_report() -> None:
     (line,) = remedy_line(REMEDY, Path("photos.bundle"))
     assert line.startswith("int8-cpu.onnx predicts the class of FP32 for 98.4 % of 128 ")
-    assert "(limit 99 %" in line
+    assert "; 99 % and more need no remedy." in line
     assert "Action: export again with --min-agreement 99." in line
     assert line.endswith(" See Layers in photos.bundle/report.html.")
     assert "\n" not in line
