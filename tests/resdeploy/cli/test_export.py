@@ -10,8 +10,8 @@ from resdeploy.bundle.manifest import Encoding, QualityOrigin
 from resdeploy.cli.export import remedy_line
 
 REMEDY = Remedy(
-    encoding=Encoding.CPU, options=("--min-agreement 99",), images=128, origin=QualityOrigin.HELD_OUT,
-    agreement=98.4, sqnr_db=38.0,
+    encoding=Encoding.CPU, options=("--min-agreement 99",), images=128,
+    origin=QualityOrigin.HELD_OUT, agreement=98.4, sqnr_db=38.0,
 )  # fmt: skip
 
 

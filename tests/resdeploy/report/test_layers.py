@@ -58,7 +58,7 @@ def test_the_layers_of_the_report_have_an_action() -> None:
     [
         (None, "32 golden images"),
         (QualityOrigin.HELD_OUT, "32 held-out images"),
-        (QualityOrigin.CROSS_VALIDATION, "32 calibration images (by cross-validation)"),
+        (QualityOrigin.CROSS_VALIDATION, "32 images (by cross-validation)"),
     ],
 )
 def test_the_images_of_an_agreement_are_named(origin: QualityOrigin | None, images: str) -> None:
