@@ -157,8 +157,12 @@ def test_every_phase_has_its_round_and_the_right_total(
     rounds = [what for what, _ in phases if "comparing" not in what]
     assert len(rounds) > 2
     for number, what in enumerate(rounds, start=1):
-        assert re.fullmatch(rf"round {number}, \d+ candidates? on (64|96) images", what)
-    assert any(re.match(r"round \d+, comparing the batch norms of", what) for what, _ in phases)
+        known = rf"about \d+ % of the search, round {number}, \d+ candidates? on (64|96) images"
+        assert re.fullmatch(known, what)
+    shares = [int(what.split()[1]) for what, _ in phases]
+    assert shares[0] == 0
+    assert shares[-1] == 99  # the last comparison
+    assert any(re.search(r"round \d+, comparing the batch norms of", what) for what, _ in phases)
 
 
 def test_a_picture_is_decoded_once_if_it_can_be_kept(
@@ -188,7 +192,7 @@ def test_a_planted_pre_processing_is_found(
 def test_labels_alone_decide_if_no_batch_norm_has_statistics(
     state: dict[str, torch.Tensor], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resdeploy.export.preprocessing_search.search.ENOUGH_BLOCKS", 2)
+    monkeypatch.setattr("resdeploy.export.preprocessing_search.norm_comparison.ENOUGH_BLOCKS", 2)
     checkpoint = planted(state, HALF)
     known, changed = checkpoint.state, dict(checkpoint.state)
     for name in [name.removesuffix(".running_var") for name in known if "running_var" in name]:
