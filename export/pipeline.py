@@ -146,6 +146,7 @@ class ExportResult:
     golden: GoldenRecord
     warnings: tuple[ExportWarning, ...]
     batch_norm_shift: BatchNormShift | None
+    batch_norms_lack_statistics: bool
     engines: tuple[BuildReport, ...]
     triton: TritonRepository | None
     seconds: float
@@ -209,6 +210,7 @@ def export(
     with progress("comparing the batch norms with the images", 0):
         check = check_network(classifier, source, config.seed)
     shift = check.shift if check else None
+    lacks_statistics = check is not None and shift is None and not source.is_own
     warnings = preprocessing_warnings(source.choice) + shift_warnings(check, source)
     warnings += label_warnings(check, source, labels_are_used=config.int8)
     with progress("converting to ONNX", 0):
@@ -236,7 +238,7 @@ def export(
         with progress("writing the report", 0):
             manifest = write_other_files(
                 folder, output.name, source, artifacts, golden, origin, calibration, analysis,
-                work_of(model), warnings, shift,
+                work_of(model), warnings, shift, lacks_statistics,
             )  # fmt: skip
     bundle = Bundle(output, manifest)
     if config.sign is not None:
@@ -258,6 +260,7 @@ def export(
         golden=manifest.golden,
         warnings=manifest.warnings,
         batch_norm_shift=shift,
+        batch_norms_lack_statistics=lacks_statistics,
         engines=engines,
         triton=triton,
         seconds=time.perf_counter() - start,

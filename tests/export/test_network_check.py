@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from resdeploy.bundle.batch_norm_shift import (
+    NO_STATISTICS,
     BatchNormShift,
     NormShift,
     shift_sentence,
@@ -21,9 +23,9 @@ from resdeploy.bundle.batch_norm_shift import (
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.cli.export import export_text
 from resdeploy.errors import DataError
-from resdeploy.export import network_check, source_preprocessing
+from resdeploy.export import network_check, pipeline, source_preprocessing
 from resdeploy.export.golden_images import synthetic_images
-from resdeploy.export.inputs import read_source
+from resdeploy.export.inputs import Source, read_source
 from resdeploy.export.network_check import (
     check_network,
     label_warnings,
@@ -215,6 +217,26 @@ def test_an_export_without_images_has_no_shift(checkpoint: Path) -> None:
     assert "batch norms" not in export_text(result)
     report = open_bundle(result.bundle).read("report.html").decode()
     assert ">Batch norms</h2>" not in report
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_an_export_says_that_batch_norms_without_statistics_show_nothing(
+    data: Path, tmp_path: Path, is_own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(ResNet(TINY).state_dict(), tmp_path / "fresh.pth")
+    read = pipeline.read_source
+
+    def read_own(*arguments: Any, **settings: Any) -> Source:
+        return dataclasses.replace(read(*arguments, **settings), is_own=is_own)
+
+    monkeypatch.setattr(pipeline, "read_source", read_own)
+    result = export(config(tmp_path / "fresh.pth", data))
+    assert result.batch_norm_shift is None
+    assert (NO_STATISTICS in export_text(result).splitlines()) is not is_own
+    bundle = open_bundle(result.bundle)
+    assert bundle.manifest.batch_norms_lack_statistics is not is_own
+    report = bundle.read("report.html").decode().replace("\u00a0", " ")
+    assert ("The batch norms have no statistics, so they cannot tell" in report) is not is_own
 
 
 def test_an_export_warns_of_a_wrong_image_size(
