@@ -52,8 +52,6 @@ class SearchDuration:
     def plan(self, tried: int, raced: int, waiting: int) -> None:
         """Record the numbers of candidates: tried, in the race that begins, and known to follow."""
         self._tried, self._raced, self._waiting, self._part = tried, raced, waiting, 0.0
-        if self.share:
-            self._revise(self.seconds / self.share)
 
     def advance(self, part: float) -> None:
         """Record the finished part of the current race, from 0 to 1."""
@@ -61,16 +59,14 @@ class SearchDuration:
 
     def check(self) -> None:
         """Revise the duration if it is exceeded."""
-        self._revise(self.seconds)
-
-    def _revise(self, expected: float) -> None:
-        if expected <= self._longest:
-            return
         seconds = self.seconds
-        whole = max(seconds / self.share if self.share else 0.0, LEAST_EXTENSION * seconds)
-        self._longest = whole
+        if seconds <= self._longest:
+            return
+        # Not before it is exceeded: most candidates that are known are dropped on few images.
+        whole = seconds / self.share if self.share else 0.0
+        self._longest = max(whole, LEAST_EXTENSION * seconds)
         logger.info(
-            "the search takes longer than announced: %s so far, and about %s more for the "
-            "candidates that are known to follow",
-            duration_text(seconds), duration_text(whole - seconds),
+            "the search takes longer than announced: %s so far, and about %s more if all candidates "
+            "that are known now have to be tried",
+            duration_text(seconds), duration_text(self._longest - seconds),
         )  # fmt: skip

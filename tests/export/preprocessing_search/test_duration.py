@@ -55,17 +55,3 @@ def test_a_duration_is_revised_once_it_is_exceeded(caplog: pytest.LogCaptureFixt
     clock.seconds += 10
     duration.check()
     assert caplog.text.count(LONGER) == 2
-
-
-def test_a_duration_is_revised_ahead_if_many_candidates_follow(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.INFO, "resdeploy")
-    clock = Clock()
-    duration = SearchDuration(clock)
-    duration.announce(once=1.0)
-    clock.seconds += 30
-    duration.plan(20, raced=10, waiting=10)  # 60 s in all
-    assert LONGER not in caplog.text
-    duration.plan(20, raced=10, waiting=70)  # 150 s in all, more than the 80 s that were announced
-    assert "30 s so far, and about 2 min more" in caplog.text
