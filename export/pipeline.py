@@ -40,7 +40,12 @@ from resdeploy.export.mixed_precision.verdict import (
     target_warnings,
     too_few_images,
 )
-from resdeploy.export.network_check import check_network, label_warnings, shift_warnings
+from resdeploy.export.network_check import (
+    check_network,
+    drop_wrong_guess,
+    label_warnings,
+    shift_warnings,
+)
 from resdeploy.export.noise_analysis import analyse
 from resdeploy.export.quantization.calibrate import (
     calibrate,
@@ -209,6 +214,7 @@ def export(
         golden = make_golden(classifier, golden_images)
     with progress("comparing the batch norms with the images", 0):
         check = check_network(classifier, source, config.seed)
+    check, source = drop_wrong_guess(check, source)
     shift = check.shift if check else None
     lacks_statistics = check is not None and shift is None and not source.is_own
     warnings = preprocessing_warnings(source.choice) + shift_warnings(check, source)

@@ -66,7 +66,7 @@ class SearchDuration:
         whole = seconds / self.share if self.share else 0.0
         self._longest = max(whole, LEAST_EXTENSION * seconds)
         logger.info(
-            "the search takes longer than announced: %s so far, and about %s more if all candidates "
-            "that are known now have to be tried",
+            "the search takes longer than announced: %s so far, and about %s more if all "
+            "candidates that are known now have to be tried",
             duration_text(seconds), duration_text(self._longest - seconds),
         )  # fmt: skip

@@ -20,6 +20,7 @@ import numpy as np
 
 from resdeploy.calibration.image_set import draw
 from resdeploy.errors import DataError
+from resdeploy.export.norm_inputs import norms_with_statistics
 from resdeploy.export.preprocessing_search.candidates import (
     LARGE_SIZES,
     SMALL_SIZES,
@@ -47,7 +48,7 @@ from resdeploy.export.preprocessing_search.scoring import (
 from resdeploy.images.class_folders import label_images, match_labels, split_folder
 from resdeploy.images.folder import find_images
 from resdeploy.images.preprocessing import Channels, CropOffset, Preprocessing
-from resdeploy.label_check import check_labels, refuse_wrong_labels
+from resdeploy.label_check import LabelCheck, check_labels, refuse_wrong_labels
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.preprocessing_search import CandidateResult, PreprocessingSearch
 from resdeploy.statistics import (
@@ -67,6 +68,7 @@ logger = logging.getLogger(__name__)
 FIRST_LOOK = 64  # images on which every candidate is scored
 # The default number of images: 512 of 224 pixels, more if they are smaller.
 DEFAULT_PIXELS, MOST_IMAGES = 512 * 224 * 224, 5000
+ENOUGH_FOR_CHANCE = 256  # images to find that labels are in another order, rather than wrong
 MOST_CANDIDATES = 300  # bounds the time
 
 
@@ -105,13 +107,21 @@ def find_preprocessing(
         labelled = label_images(folder, listing.files, listing.passed_over)
         labelled = match_labels(labelled, names, owner=str(checkpoint.path))
         classes = dict(zip(labelled.files, labelled.labels))
+    network = checkpoint.network()
+    if classes is None and not any(norms_with_statistics(network)):
+        raise DataError(
+            f"nothing can decide about the pre-processing: the images in {folder} have no labels, "
+            "and the batch norms have no statistics",
+            "state the settings of the weights' author with options of export, or sort labelled "
+            "images into class folders",
+        )
     files = draw(listing.files if classes is None else list(classes), seed)
     small = checkpoint.architecture.stem is Stem.CIFAR or has_small_pictures(files)
     if not sizes:
         usual = SMALL_SIZES if small else LARGE_SIZES
         sizes = usual if stated is None else tuple(dict.fromkeys([stated.size[0], *usual]))
     limit = images or min(MOST_IMAGES, max(FIRST_LOOK, DEFAULT_PIXELS // sizes[0] ** 2))
-    search = _Search(Scorer(checkpoint.network(), files, limit, progress), classes, names, data)
+    search = _Search(Scorer(network, files, limit, progress), classes, names, data)
     offset = stated.crop_offset if stated else crop_offset_of(checkpoint)
     search.begin(sizes, stated, offset, gray=checkpoint.architecture.input_channels == 1)
     search.explore(sizes)
@@ -150,7 +160,8 @@ class _Search:
             entered = list(dict.fromkeys([*extra, *starts]))
             later = set(neighbours(entered[0], sizes)).difference(entered)
             self._scorer.duration.plan(len(self._scorer.scores), len(entered), len(later))
-            self._race(entered)
+            # Where a network of any use is excluded, more images are lost time.
+            self._race(entered, ENOUGH_FOR_CHANCE if size == sizes[0] else FIRST_LOOK)
             best = self._best(self._left)
             if self._classes is None:
                 return
@@ -158,9 +169,9 @@ class _Search:
             scores = list(self._scorer.scores.values())
             for score in (best, min(scores, key=self._norms.divergence)):
                 self._check_labels(score, only_order=True)
-            if self._is_better_than_chance(best):
+            if self._compare_with_chance(best).better_than_chance:
                 return
-        self._check_labels(self._best(self._left))
+        self._refuse_chance(self._best(self._left), sizes)
 
     def explore(self, sizes: Sequence[int]) -> None:
         """Race the neighbours of all candidates that may be the best, beginning with the best."""
@@ -218,7 +229,9 @@ class _Search:
         for score in sorted(everyone, key=lambda s: (s is not best, s not in left, -self._rank(s))):
             if not any(score.has_pixels_of(other) for other in shown):
                 shown.append(score)
-        decided = not others and (self._classes is None or self._is_better_than_chance(best))
+        decided = not others and (
+            self._classes is None or self._compare_with_chance(best).better_than_chance
+        )
         needed = [0]
         if self._classes is not None:
             # Top-1 accuracy does not decide between geometries.
@@ -272,8 +285,11 @@ class _Search:
             excluded_by="top-1" if self._is_worse(best, score, alpha) else result.excluded_by,
         )
 
-    def _race(self, candidates: Sequence[Preprocessing]) -> None:
-        """Score candidates, and those that are left, on more and more images."""
+    def _race(self, candidates: Sequence[Preprocessing], chance: float = math.inf) -> None:
+        """Score candidates, and those that are left, on more and more images.
+
+        Stop from `chance` images on if none is better than chance and could be useful.
+        """
         scorer, images = self._scorer, min(FIRST_LOOK, self._scorer.images)
         left = [score.preprocessing for score in self._left]
         entered = list(dict.fromkeys([*candidates, *left]))
@@ -283,6 +299,8 @@ class _Search:
             self._left = self._contenders([scorer.scores[c] for c in entered], DROP_ALPHA)
             entered = [score.preprocessing for score in self._left]
             if images >= scorer.images:
+                return
+            if images >= chance and self._is_at_chance():
                 return
             images = min(2 * images, scorer.images)
 
@@ -313,9 +331,38 @@ class _Search:
             return -self._norms.divergence(score)
         return float(correct_predictions(score, self._labels).mean())
 
-    def _is_better_than_chance(self, score: CandidateScore) -> bool:
-        labels = self._labels[: score.images]
-        return check_labels(labels, score.predicted, len(self._names)).better_than_chance
+    def _compare_with_chance(self, best: CandidateScore) -> LabelCheck:
+        labels, tried = self._labels[: best.images], len(self._scorer.scores)
+        return check_labels(labels, best.predicted, len(self._names), alternatives=tried)
+
+    def _is_at_chance(self) -> bool:
+        if self._classes is None:
+            return False
+        return self._compare_with_chance(self._best(self._left)).no_better_than_chance
+
+    def _refuse_chance(self, best: CandidateScore, sizes: Sequence[int]) -> None:
+        """Raise a DataError if accuracy cannot decide; log a warning if images are too few."""
+        found = self._compare_with_chance(best)
+        can_tell = math.isfinite(self._norms.divergence(best))
+        if can_tell and not found.no_better_than_chance:
+            self._check_labels(best)
+            return
+        few = "" if found.no_better_than_chance else ", or the images are too few"
+        raise DataError(
+            f"accuracy cannot decide about the pre-processing, because the classes of {self._data} "
+            "are not the network's, or their order is wrong, or the weights are not "
+            f"trained{few}: none of {plural(len(self._scorer.scores), 'candidate')} of "
+            f"{', '.join(map(str, sizes))} pixels is better than chance; the best one is correct for "
+            f"{100 * found.correct / found.images:.1f} % of {plural(found.images, 'image')}, and "
+            f"{100 * found.chance / found.images:.1f} % are expected by chance",
+            "give the names of the network's classes in its order with --labels FILE, or "
+            + (
+                "use images in a folder without sub-folders, which the batch norms judge"
+                if can_tell
+                else "state the settings of the weights' author with options of export: the batch "
+                "norms have no statistics, so that nothing else can decide"
+            ),
+        )
 
     def _check_labels(self, score: CandidateScore, *, only_order: bool = False) -> None:
         labels = self._labels[: score.images]

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from resdeploy.errors import DataError, ResdeployError, one_line_reason
 from resdeploy.filesystem import read_limited
-from resdeploy.images.class_mapping import map_classes, similar_names, sort_classes
+from resdeploy.images.class_mapping import is_guess, map_classes, similar_names, sort_classes
 from resdeploy.images.folder import find_images, is_hidden
 from resdeploy.readable_text import readable
 from resdeploy.tables import plural
@@ -47,6 +47,8 @@ class LabelledImages(Generic[File_co]):
     """Index of each file's class in `classes`."""
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """Number of other pictures in the folder, by the reason why they are not read."""
+    guessed: bool = False
+    """True if the order of the classes is a guess, see `class_mapping`."""
 
     def relabelled(self, classes: Sequence[str], outputs: Sequence[int]) -> LabelledImages[File_co]:
         """Return the files with other `classes`: class k of this object is `outputs[k]` of them."""
@@ -230,7 +232,8 @@ def match_labels(
         DataError: A folder fits no label, or it is not clear which; see `map_classes`.
     """
     outputs = map_classes(images.classes, labels, guess=guess, owner=owner)
-    return images.relabelled(labels, outputs)
+    guessed = is_guess(images.classes, labels)
+    return replace(images.relabelled(labels, outputs), guessed=guessed)
 
 
 def read_labels(path: Path, error_type: type[ResdeployError]) -> tuple[str, ...]:
