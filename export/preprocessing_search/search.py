@@ -45,7 +45,7 @@ from resdeploy.export.preprocessing_search.scoring import (
     Scorer,
     has_small_pictures,
 )  # fmt: skip
-from resdeploy.images.class_folders import label_images, match_labels, split_folder
+from resdeploy.images.class_folders import label_images, match_labels, validation_folder
 from resdeploy.images.folder import find_images
 from resdeploy.images.preprocessing import Channels, CropOffset, Preprocessing
 from resdeploy.label_check import LabelCheck, check_labels, refuse_wrong_labels
@@ -100,7 +100,7 @@ def find_preprocessing(
         DataError: The images cannot be used, their labels do not fit, or no candidate is better
             than chance.
     """
-    folder = split_folder(data, "val")
+    folder = validation_folder(data)
     listing = find_images(folder)
     classes: dict[Path, int] | None = None
     if any(path.parent != folder for path in listing.files):
@@ -352,8 +352,8 @@ class _Search:
             f"accuracy cannot decide about the pre-processing, because the classes of {self._data} "
             "are not the network's, or their order is wrong, or the weights are not "
             f"trained{few}: none of {plural(len(self._scorer.scores), 'candidate')} of "
-            f"{', '.join(map(str, sizes))} pixels is better than chance; the best one is correct for "
-            f"{100 * found.correct / found.images:.1f} % of {plural(found.images, 'image')}, and "
+            f"{', '.join(map(str, sizes))} pixels is better than chance; the best one is correct "
+            f"for {100 * found.correct / found.images:.1f} % of {plural(found.images, 'image')}, and "
             f"{100 * found.chance / found.images:.1f} % are expected by chance",
             "give the names of the network's classes in its order with --labels FILE, or "
             + (

@@ -130,7 +130,7 @@ if TYPE_CHECKING:
     default=0,
     help="Seed of the random choice of calibration and golden images.",
 )
-@preprocessing_options
+@preprocessing_options(default_size="as stated, or 224")
 @option(
     "--data",
     type=PATH,

@@ -18,7 +18,13 @@ from typing import Any, Generic, TypeVar
 
 from resdeploy.errors import DataError, ResdeployError, one_line_reason
 from resdeploy.filesystem import read_limited
-from resdeploy.images.class_mapping import is_guess, map_classes, similar_names, sort_classes
+from resdeploy.images.class_mapping import (
+    is_guess,
+    log_once,
+    map_classes,
+    similar_names,
+    sort_classes,
+)
 from resdeploy.images.folder import find_images, is_hidden
 from resdeploy.readable_text import readable
 from resdeploy.tables import plural
@@ -123,6 +129,18 @@ def split_folder(data: Path, split: str) -> Path:
     return found[0] if found else data
 
 
+def validation_folder(data: Path) -> Path:
+    """Return `data/val`, and log that it is used, or else `data` itself.
+
+    Raises:
+        DataError: Several folders have this name.
+    """
+    folder = split_folder(data, "val")
+    if folder != data:
+        log_once(f"using the images in {folder}")
+    return folder
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
     """The record of held-out images, with which other commands find them again."""
@@ -194,7 +212,7 @@ def read_validation(data: Path, held_out: HeldOut | None) -> LabelledImages[Path
     If `data` is the folder of a training with held-out images, return only these: the network has
     learned the others. If it may be that folder with other files, log a warning.
     """
-    folder = split_folder(data, "val")
+    folder = validation_folder(data)
     if folder != data or held_out is None:
         return read_image_folder(folder)
     images = read_image_folder(split_folder(data, "train"))
