@@ -207,6 +207,7 @@ def write_other_files(
     work: Work,
     warnings: Sequence[ExportWarning],
     shift: BatchNormShift | None,
+    lacks_statistics: bool,
 ) -> Manifest:
     """Write all files except the graphs; the manifest is the last one."""
     provenance = collect_provenance(read_device().to_json())
@@ -244,6 +245,7 @@ def write_other_files(
         provenance=provenance,
         warnings=tuple(warnings),
         batch_norm_shift=shift,
+        batch_norms_lack_statistics=lacks_statistics,
         work=work,
     )
     doubts = quality_warnings(manifest)

@@ -64,6 +64,8 @@ class Source:
     pools: ImagePools
     classes: Mapping[Path, int] = field(default_factory=dict)
     """Class of each image in a class folder, as far as known."""
+    classes_are_guessed: bool = False
+    """True if the order of any class folders is a guess."""
     run: RunDocument | None = None
     """Description of the run that the checkpoint is of."""
     is_own: bool = False
@@ -164,12 +166,14 @@ def read_source(
     )
     if choice.origins["image_size"] == ASSUMED:
         _check_default_size(checkpoint.path, choice.preprocessing, pools)
+    classes, classes_are_guessed = _find_classes(pools, names, str(checkpoint.path))
     return Source(
         checkpoint=checkpoint,
         labels=names,
         choice=choice,
         pools=pools,
-        classes=_find_classes(pools, names, str(checkpoint.path)),
+        classes=classes,
+        classes_are_guessed=classes_are_guessed,
         run=run,
         is_own=calibration_data is None and {*choice.origins.values()} == {"the run"},
     )
@@ -198,8 +202,9 @@ def _check_default_size(path: Path, preprocessing: Preprocessing, pools: ImagePo
             sides.append(max(read_rgb(image).size))
     if sides and 2 * max(sides) <= assumed:
         logger.warning(
-            "%s does not contain the image size of the training; using %d pixels, but the images "
-            "have only %d: set the right size with --image-size",
+            "%s does not contain the image size of the training; using %d pixels, to which these "
+            "images of %d are enlarged; if the training had another size, state it with "
+            "--image-size",
             path, assumed, max(sides),
         )  # fmt: skip
 
@@ -268,9 +273,15 @@ def _find_images(
     )
 
 
-def _find_classes(pools: ImagePools, labels: Sequence[str], owner: str) -> dict[Path, int]:
-    """Return the class of each image; log why that of images in sub-folders is not known."""
+def _find_classes(
+    pools: ImagePools, labels: Sequence[str], owner: str
+) -> tuple[dict[Path, int], bool]:
+    """Return the class of each image, and whether it is a guess for any.
+
+    Log why the class of images in sub-folders is not known.
+    """
     classes: dict[Path, int] = {}
+    guessed = False
     parts = [pools.calibration, pools.golden]
     if len(pools.folders) == 1:
         parts = [tuple(dict.fromkeys((*pools.calibration, *pools.golden)))]
@@ -284,4 +295,5 @@ def _find_classes(pools: ImagePools, labels: Sequence[str], owner: str) -> dict[
             logger.warning("the classes of the images in %s are not known: %s", folder, error)
             continue
         classes.update(zip(images.files, images.labels))
-    return classes
+        guessed |= images.guessed
+    return classes, guessed

@@ -23,8 +23,9 @@ from resdeploy.export.norm_inputs import record_norm_inputs
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import UInt8Array, pixel_count, size_text, usual_fraction
 from resdeploy.images.preprocessing_choice import ASSUMED, resize_for
-from resdeploy.label_check import refuse_wrong_labels
+from resdeploy.label_check import check_labels, refuse_wrong_labels
 from resdeploy.statistics import IntArray
+from resdeploy.tables import plural
 from resdeploy.train.model.resnet import Classifier
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,25 @@ def shift_warnings(check: NetworkCheck | None, source: Source) -> list[ExportWar
         hint = "train in more steps: more --epochs, more images or a smaller --batch-size; if the "
         hint += "images have changed since the training, train again"
     return [ExportWarning(message=f"{message}: {check.shift.figures}", hint=hint)]
+
+
+def drop_wrong_guess(
+    check: NetworkCheck | None, source: Source
+) -> tuple[NetworkCheck | None, Source]:
+    """Return both without classes if those are a guess that the predictions contradict."""
+    if check is None or check.classes is None or not source.classes_are_guessed:
+        return check, source
+    found = check_labels(check.classes, check.predicted, len(source.labels))
+    if found.moved or not found.no_better_than_chance:
+        return check, source
+    logger.warning(
+        "the class folders are not taken as the network's classes: their order was a guess, and "
+        "the predictions are correct for %.1f %% of %s, no more than by chance (%.1f %%); if they "
+        "are its classes, name them like the labels, or by the numbers of the outputs",
+        100 * found.correct / found.images, plural(found.images, "image"),
+        100 * found.chance / found.images,
+    )  # fmt: skip
+    return replace(check, classes=None), replace(source, classes={}, classes_are_guessed=False)
 
 
 def label_warnings(

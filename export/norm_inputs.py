@@ -77,7 +77,7 @@ def record_norm_inputs(
     the inputs of one norm do not depend on what those before it recorded then.
     """
     classifier = classifier.float().cpu().eval()
-    norms = dict(_norms_with_statistics(classifier))
+    norms = dict(norms_with_statistics(classifier))
     inputs = {name: NormInput(norm) for name, norm in norms.items()}
     batch = int(np.clip(BATCH_PIXELS // pixel_count(images.shape[1:3]), 1, MAX_BATCH))
     if training:
@@ -91,7 +91,7 @@ def record_norm_inputs(
     return inputs, np.concatenate(logits)
 
 
-def _norms_with_statistics(module: nn.Module) -> Iterator[tuple[str, nn.BatchNorm2d]]:
+def norms_with_statistics(module: nn.Module) -> Iterator[tuple[str, nn.BatchNorm2d]]:
     """Yield name and module of each batch norm, except those with the initial statistics."""
     for name, norm in module.named_modules():
         if not isinstance(norm, nn.BatchNorm2d):

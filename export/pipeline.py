@@ -40,7 +40,12 @@ from resdeploy.export.mixed_precision.verdict import (
     target_warnings,
     too_few_images,
 )
-from resdeploy.export.network_check import check_network, label_warnings, shift_warnings
+from resdeploy.export.network_check import (
+    check_network,
+    drop_wrong_guess,
+    label_warnings,
+    shift_warnings,
+)
 from resdeploy.export.noise_analysis import analyse
 from resdeploy.export.quantization.calibrate import (
     calibrate,
@@ -146,6 +151,7 @@ class ExportResult:
     batch_norm_shift: BatchNormShift | None
     remedy: Remedy | None
     """Action against the noise of the worst INT8 graph; None without INT8."""
+    batch_norms_lack_statistics: bool
     engines: tuple[BuildReport, ...]
     triton: TritonRepository | None
     seconds: float
@@ -208,7 +214,9 @@ def export(
         golden = make_golden(classifier, golden_images)
     with progress("comparing the batch norms with the images", 0):
         check = check_network(classifier, source, config.seed)
+    check, source = drop_wrong_guess(check, source)
     shift = check.shift if check else None
+    lacks_statistics = check is not None and shift is None and not source.is_own
     warnings = preprocessing_warnings(source.choice) + shift_warnings(check, source)
     warnings += label_warnings(check, source, labels_are_used=config.int8)
     with progress("converting to ONNX", 0):
@@ -236,7 +244,7 @@ def export(
         with progress("writing the report", 0):
             manifest = write_other_files(
                 folder, output.name, source, artifacts, golden, origin, calibration, analysis,
-                work_of(model), warnings, shift,
+                work_of(model), warnings, shift, lacks_statistics,
             )  # fmt: skip
     bundle = Bundle(output, manifest)
     if config.sign is not None:
@@ -259,6 +267,7 @@ def export(
         warnings=manifest.warnings,
         batch_norm_shift=shift,
         remedy=analysis.remedy if analysis else None,
+        batch_norms_lack_statistics=lacks_statistics,
         engines=engines,
         triton=triton,
         seconds=time.perf_counter() - start,

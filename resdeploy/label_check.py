@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # One-sided test that predictions are better than chance, at 95 % confidence. To fail it is no error
 # on few images: the data must also exclude a network of some use, as follows.
-CHANCE_SCORE = NormalDist().inv_cdf(0.95)
+CHANCE_ALPHA = 0.05
 # Cohen's kappa of a poor network: 28 % accuracy on 10 balanced classes, 60 % on two. A network that
 # is better is called useless in fewer than 1 of 1000 checks, even on few images.
 POOR_KAPPA, USELESS_CONFIDENCE = 0.2, 0.998
@@ -56,15 +56,20 @@ class LabelCheck:
     """Number of correct predictions if these classes are renamed."""
 
 
-def check_labels(labels: IntArray, predicted: IntArray, classes: int) -> LabelCheck:
+def check_labels(
+    labels: IntArray, predicted: IntArray, classes: int, *, alternatives: int = 1
+) -> LabelCheck:
     """Compare true classes (N,) with predicted classes (N,), N > 0, both from 0 to `classes` - 1.
 
     A permutation is fitted on one half of the images and judged on the other half, in both
     directions, so that few images per class cannot overfit.
+
+    If `predicted` are the most accurate ones of several `alternatives`, they must be better than
+    chance by Bonferroni's correction: the best of many is better than most by chance, too.
     """
     labels, predicted = np.asarray(labels, np.int64), np.asarray(predicted, np.int64)
     images, correct = len(labels), int((labels == predicted).sum())
-    chance, better = _compare_with_chance(labels, predicted)
+    chance, better = _compare_with_chance(labels, predicted, CHANCE_ALPHA / alternatives)
     poor = chance + POOR_KAPPA * (images - chance)
     upper = wilson_interval(correct, images, USELESS_CONFIDENCE)[1] * images / 100
     # With one true class, the number of correct predictions is always that of chance.
@@ -151,7 +156,9 @@ def assign_greedily(counts: Mapping[tuple[int, int], int]) -> dict[int, int | No
     return chosen
 
 
-def _compare_with_chance(labels: IntArray, predicted: IntArray) -> tuple[float, bool]:
+def _compare_with_chance(
+    labels: IntArray, predicted: IntArray, alpha: float = CHANCE_ALPHA
+) -> tuple[float, bool]:
     """Return the expected number of correct predictions if the labels were shuffled.
 
     Return also whether the predictions are significantly better than that.
@@ -167,7 +174,7 @@ def _compare_with_chance(labels: IntArray, predicted: IntArray) -> tuple[float, 
     deviation = math.sqrt(max(squares, 0.0) / max(count - 1, 1))
     # 0.5 is the continuity correction. Without a deviation, every order is equally good.
     excess = float((labels == predicted).sum()) - chance - 0.5
-    return chance, deviation > 0 and excess > CHANCE_SCORE * deviation
+    return chance, deviation > 0 and excess > NormalDist().inv_cdf(1 - alpha) * deviation
 
 
 def _find_permutation(

@@ -125,8 +125,8 @@ def _report_sizes(
     # is that of the multiplications of a ResNet-18 or -34: 15.0 and 15.5.
     if initial is None and config.stem is None and STRIDE <= side <= SMALL_SIDE:
         logger.info(
-            "for such small pictures, --stem cifar is usually more accurate: it does not reduce "
-            "them to a quarter of the side first, which takes 15 times the computation"
+            "for such small pictures, --stem cifar is usually more accurate, but takes 15 times "
+            "the computation: it does not begin by reducing them to a quarter of the side"
         )
 
 

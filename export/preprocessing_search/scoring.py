@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,13 +16,14 @@ from PIL import Image, ImageEnhance, ImageOps
 from resdeploy.errors import DataError, ImageError
 from resdeploy.export.norm_inputs import NormInput, record_norm_inputs
 from resdeploy.export.preprocessing_search.candidates import SMALL_PICTURE
+from resdeploy.export.preprocessing_search.duration import SearchDuration
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.loading import resize_and_crop
 from resdeploy.images.preprocessing import Channels, Preprocessing, UInt8Array, image_digest
 from resdeploy.images.skipped import SkippedImages, reason_of
 from resdeploy.progress import Advance, Progress
 from resdeploy.statistics import IntArray
-from resdeploy.tables import duration_text, plural
+from resdeploy.tables import plural
 from resdeploy.train.data.augment import Augmentation, augment
 from resdeploy.train.model.resnet import Classifier, ResNet
 
@@ -34,9 +34,6 @@ BLOCK = 32  # images that are scored together, and that the bootstrap draws toge
 # with those of the batches, on all blocks. The sums need 0.4 MB a block and candidate for ResNet-50
 # with 32 images, and few candidates are scored on all images.
 OBSERVED_BLOCKS = 32
-# Duration of a search, as that of so many candidates on all images: 39 and 54 were measured, with a
-# ResNet-18 on 96 and on 500 pictures of CIFAR-10; half and one and a half times for other networks.
-USUAL_WORK = 20, 80
 KEPT_BYTES = 512 << 20  # of decoded pictures: the first ones, which are scored most often
 
 FloatArray = npt.NDArray[np.float64]
@@ -97,7 +94,7 @@ class Scorer:
         self._known: dict[tuple[object, ...], Block] = {}
         self._pictures: dict[Path, Image.Image] = {}
         self._room = KEPT_BYTES
-        self._round, self._begin = 0, time.perf_counter()
+        self._round, self.duration = 0, SearchDuration()
         logger.info(
             "scoring the usual candidates in rounds, on %d images each at most; those that are "
             "clearly worse on few images are left out of later rounds; resdeploy preprocess "
@@ -109,14 +106,21 @@ class Scorer:
         """Number of images that every candidate can be scored on."""
         return min(self._images, len(self.files))
 
-    @property
-    def seconds(self) -> float:
-        """Duration of the search so far, in seconds."""
-        return time.perf_counter() - self._begin
+    @contextmanager
+    def phase(self, what: str, total: int) -> Iterator[Advance]:
+        """Show the progress of a part of the current round, and the finished share of the search.
 
-    def phase(self, what: str, total: int) -> AbstractContextManager[Advance]:
-        """Show the progress of a part of the current round."""
-        return self._progress(f"round {self._round}, {what}", total)
+        Check at each step whether the search takes longer than was announced.
+        """
+        # Comparisons follow the last candidate.
+        share = f"about {min(99, int(100 * self.duration.share))} % of the search"
+        with self._progress(f"{share}, round {self._round}, {what}", total) as advance:
+
+            def advance_and_check(done: int) -> None:
+                self.duration.check()
+                advance(done)
+
+            yield advance_and_check
 
     def extend(self, candidates: Iterable[Preprocessing], images: int) -> None:
         """Score candidates on the first `images` images, and begin a new round.
@@ -143,11 +147,7 @@ class Scorer:
                             score.blocks.append(self._run(score.preprocessing, pixels, index))
                             advance(BLOCK)
         if self._round == 1 and missing:
-            once = self.seconds / (missing * BLOCK) * self.images
-            logger.info(
-                "the search usually takes %s to %s here",
-                *(duration_text(count * once) for count in USUAL_WORK),
-            )
+            self.duration.announce(self.duration.seconds / (missing * BLOCK) * self.images)
 
     def trained(self, candidate: Preprocessing, blocks: int) -> CandidateScore:
         """Return the inputs of batch norms that use the statistics of each block of images.

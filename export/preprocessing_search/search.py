@@ -17,11 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from resdeploy.calibration.image_set import draw
 from resdeploy.errors import DataError
+from resdeploy.export.norm_inputs import norms_with_statistics
 from resdeploy.export.preprocessing_search.candidates import (
     LARGE_SIZES,
     SMALL_SIZES,
@@ -32,34 +31,25 @@ from resdeploy.export.preprocessing_search.candidates import (
 )  # fmt: skip
 from resdeploy.export.preprocessing_search.decision import (
     ALPHA,
-    CROP_MARGIN,
-    CROPPED_AREAS,
     DROP_ALPHA,
-    ENOUGH_BLOCKS,
     GEOMETRY_POINTS,
     LARGEST_DIVERGENCE,
-    LEAST_RATIO_OF_FEW,
-    batch_norm_divergence,
-    common_blocks,
     compare_scores,
     correct_predictions,
     images_to_separate,
-    is_excluded,
     is_worse,
-    locate,
-    measure_moments,
 )  # fmt: skip
+from resdeploy.export.preprocessing_search.norm_comparison import NormComparison
 from resdeploy.export.preprocessing_search.scoring import (
-    OBSERVED_BLOCKS,
     CandidateScore,
     Scorer,
     has_small_pictures,
 )  # fmt: skip
-from resdeploy.images.class_folders import label_images, match_labels, split_folder
+from resdeploy.images.class_folders import label_images, match_labels, validation_folder
 from resdeploy.images.folder import find_images
-from resdeploy.images.preprocessing import Channels, CropOffset, Preprocessing, ResizeMode
-from resdeploy.label_check import check_labels, refuse_wrong_labels
-from resdeploy.progress import Advance, Progress, silent
+from resdeploy.images.preprocessing import Channels, CropOffset, Preprocessing
+from resdeploy.label_check import LabelCheck, check_labels, refuse_wrong_labels
+from resdeploy.progress import Progress, silent
 from resdeploy.result_files.preprocessing_search import CandidateResult, PreprocessingSearch
 from resdeploy.statistics import (
     IntArray,
@@ -78,7 +68,7 @@ logger = logging.getLogger(__name__)
 FIRST_LOOK = 64  # images on which every candidate is scored
 # The default number of images: 512 of 224 pixels, more if they are smaller.
 DEFAULT_PIXELS, MOST_IMAGES = 512 * 224 * 224, 5000
-AUGMENTED_BLOCKS = 8  # enough for the direction in which an augmentation moves the moments
+ENOUGH_FOR_CHANCE = 256  # images to find that labels are in another order, rather than wrong
 MOST_CANDIDATES = 300  # bounds the time
 
 
@@ -110,20 +100,28 @@ def find_preprocessing(
         DataError: The images cannot be used, their labels do not fit, or no candidate is better
             than chance.
     """
-    folder = split_folder(data, "val")
+    folder = validation_folder(data)
     listing = find_images(folder)
     classes: dict[Path, int] | None = None
     if any(path.parent != folder for path in listing.files):
         labelled = label_images(folder, listing.files, listing.passed_over)
         labelled = match_labels(labelled, names, owner=str(checkpoint.path))
         classes = dict(zip(labelled.files, labelled.labels))
+    network = checkpoint.network()
+    if classes is None and not any(norms_with_statistics(network)):
+        raise DataError(
+            f"nothing can decide about the pre-processing: the images in {folder} have no labels, "
+            "and the batch norms have no statistics",
+            "state the settings of the weights' author with options of export, or sort labelled "
+            "images into class folders",
+        )
     files = draw(listing.files if classes is None else list(classes), seed)
     small = checkpoint.architecture.stem is Stem.CIFAR or has_small_pictures(files)
     if not sizes:
         usual = SMALL_SIZES if small else LARGE_SIZES
         sizes = usual if stated is None else tuple(dict.fromkeys([stated.size[0], *usual]))
     limit = images or min(MOST_IMAGES, max(FIRST_LOOK, DEFAULT_PIXELS // sizes[0] ** 2))
-    search = _Search(Scorer(checkpoint.network(), files, limit, progress), classes, names, data)
+    search = _Search(Scorer(network, files, limit, progress), classes, names, data)
     offset = stated.crop_offset if stated else crop_offset_of(checkpoint)
     search.begin(sizes, stated, offset, gray=checkpoint.architecture.input_channels == 1)
     search.explore(sizes)
@@ -138,11 +136,7 @@ class _Search:
     ) -> None:
         self._scorer, self._classes, self._names, self._data = scorer, classes, names, data
         self._left: list[CandidateScore] = []
-        self._divergences: dict[tuple[Preprocessing, int], float] = {}
-        self._positions: dict[tuple[Preprocessing, Preprocessing, int], tuple[float, float]] = {}
-        self._known_augmentations: dict[Preprocessing, Tensor] = {}
-        self._known_crops: dict[Preprocessing, tuple[float, ...]] = {}
-        self._random_crops = False
+        self._norms = NormComparison(scorer)
         self._known_labels: IntArray = np.empty(0, np.int64)
 
     @property
@@ -163,17 +157,21 @@ class _Search:
         for size in sizes:
             extra = [] if stated is None else [replace(stated, reducing_gap=None)]
             starts = [replace(s, crop_offset=offset) for s in starting_points(size, gray=gray)]
-            self._race([*extra, *starts])
+            entered = list(dict.fromkeys([*extra, *starts]))
+            later = set(neighbours(entered[0], sizes)).difference(entered)
+            self._scorer.duration.plan(len(self._scorer.scores), len(entered), len(later))
+            # Where a network of any use is excluded, more images are lost time.
+            self._race(entered, ENOUGH_FOR_CHANCE if size == sizes[0] else FIRST_LOOK)
             best = self._best(self._left)
             if self._classes is None:
                 return
             # If the labels are in another order, the right candidate is not the most accurate one.
             scores = list(self._scorer.scores.values())
-            for score in (best, min(scores, key=self._divergence)):
+            for score in (best, min(scores, key=self._norms.divergence)):
                 self._check_labels(score, only_order=True)
-            if self._is_better_than_chance(best):
+            if self._compare_with_chance(best).better_than_chance:
                 return
-        self._check_labels(self._best(self._left))
+        self._refuse_chance(self._best(self._left), sizes)
 
     def explore(self, sizes: Sequence[int]) -> None:
         """Race the neighbours of all candidates that may be the best, beginning with the best."""
@@ -181,15 +179,23 @@ class _Search:
         while ahead := [s for s in self._left if s.preprocessing not in expanded]:
             base = self._best(ahead).preprocessing
             expanded.add(base)
-            tried = list(neighbours(base, sizes))
-            if base == self._best(self._left).preprocessing:
-                tried += normalisations(base, gray=base.channels is Channels.GRAY)
             room = MOST_CANDIDATES - len(self._scorer.scores)
-            if new := [c for c in tried if c not in self._scorer.scores]:
-                self._race(list(dict.fromkeys(new))[:room])
+            if new := self._untried(base, sizes):
+                later = {c for s in ahead for c in self._untried(s.preprocessing, sizes)}
+                self._scorer.duration.plan(
+                    len(self._scorer.scores), len(new), len(later.difference(new))
+                )
+                self._race(new[:room])
             if len(new) >= room:
                 logger.warning("not trying more than %d candidates", MOST_CANDIDATES)
                 return
+
+    def _untried(self, base: Preprocessing, sizes: Sequence[int]) -> list[Preprocessing]:
+        """Return the neighbours of a candidate that are not scored yet."""
+        found = list(neighbours(base, sizes))
+        if base == self._best(self._left).preprocessing:
+            found += normalisations(base, gray=base.channels is Channels.GRAY)
+        return [c for c in dict.fromkeys(found) if c not in self._scorer.scores]
 
     def result(self) -> PreprocessingSearch:
         """Compare the best candidate with all others, on all images where that is needed.
@@ -199,9 +205,10 @@ class _Search:
                 labels, and no candidate fits the batch norms.
         """
         everyone = list(self._scorer.scores.values())
+        self._scorer.duration.plan(len(everyone), raced=0, waiting=0)
         alpha = ALPHA / max(len(everyone) - 1, 1)
         while True:
-            self._random_crops = False  # another candidate may have been the nearest so far
+            self._norms.random_crops = False  # another candidate may have been the nearest so far
             left = self._contenders(everyone, alpha)
             if min(score.images for score in left) == self._scorer.images:
                 break
@@ -209,10 +216,11 @@ class _Search:
         best = self._best(left)
         if self._classes is not None:
             self._check_labels(best)
-        elif self._divergence(best) > LARGEST_DIVERGENCE:
+        elif self._norms.divergence(best) > LARGEST_DIVERGENCE:
             raise DataError(
                 "no candidate gives the batch norms the inputs that they had in training: the best "
-                f"one is {describe(best.preprocessing)}, {self._divergence(best):.2g} nats away",
+                f"one is {describe(best.preprocessing)}, {self._norms.divergence(best):.2g} nats "
+                "away",
                 "sort labelled images into class folders, or use images like those of the training",
             )
         aliases = [s for s in left if s is not best and s.has_pixels_of(best)]
@@ -221,7 +229,9 @@ class _Search:
         for score in sorted(everyone, key=lambda s: (s is not best, s not in left, -self._rank(s))):
             if not any(score.has_pixels_of(other) for other in shown):
                 shown.append(score)
-        decided = not others and (self._classes is None or self._is_better_than_chance(best))
+        decided = not others and (
+            self._classes is None or self._compare_with_chance(best).better_than_chance
+        )
         needed = [0]
         if self._classes is not None:
             # Top-1 accuracy does not decide between geometries.
@@ -236,16 +246,16 @@ class _Search:
             candidates=tuple(self._describe(best, s, alpha, left=s in left) for s in shown),
             labelled=self._classes is not None,
             images=best.images,
-            seconds=self._scorer.seconds,
+            seconds=self._scorer.duration.seconds,
             same_predictions=int(np.all([s.predicted == best.predicted for s in left], 0).sum()),
-            random_crops=self._random_crops,
+            random_crops=self._norms.random_crops,
             images_to_decide=max(needed) if min(needed[1:], default=0) else None,
         )
 
     def _describe(
         self, best: CandidateScore, score: CandidateScore, alpha: float, *, left: bool
     ) -> CandidateResult:
-        found = self._divergence(score)
+        found = self._norms.divergence(score)
         result = CandidateResult(
             name=describe(score.preprocessing),
             preprocessing=score.preprocessing,
@@ -275,16 +285,22 @@ class _Search:
             excluded_by="top-1" if self._is_worse(best, score, alpha) else result.excluded_by,
         )
 
-    def _race(self, candidates: Sequence[Preprocessing]) -> None:
-        """Score candidates, and those that are left, on more and more images."""
+    def _race(self, candidates: Sequence[Preprocessing], chance: float = math.inf) -> None:
+        """Score candidates, and those that are left, on more and more images.
+
+        Stop from `chance` images on if none is better than chance and could be useful.
+        """
         scorer, images = self._scorer, min(FIRST_LOOK, self._scorer.images)
         left = [score.preprocessing for score in self._left]
         entered = list(dict.fromkeys([*candidates, *left]))
         while True:
             scorer.extend(entered, images)
+            scorer.duration.advance(images / scorer.images)
             self._left = self._contenders([scorer.scores[c] for c in entered], DROP_ALPHA)
             entered = [score.preprocessing for score in self._left]
             if images >= scorer.images:
+                return
+            if images >= chance and self._is_at_chance():
                 return
             images = min(2 * images, scorer.images)
 
@@ -294,84 +310,14 @@ class _Search:
         rivals = [s for s in scores if s is best or not self._is_worse(best, s, alpha)]
         what = f"comparing the batch norms of {plural(len(rivals), 'candidate')}"
         with self._scorer.phase(what, 2 * len(rivals)) as advance:
-            near = self._nearest(rivals, advance)
-            return [s for s in rivals if not self._is_excluded(near, s, alpha, advance)]
-
-    def _nearest(self, scores: Sequence[CandidateScore], advance: Advance) -> CandidateScore:
-        """Return the candidate that the batch norms' recorded statistics are nearest to."""
-        fewest = min(len(score.blocks) for score in scores)
-        nearest = min(scores, key=lambda score: self._divergence(score, fewest))
-        for score in [score for score in scores if score is not nearest]:
-            blocks = common_blocks(nearest, score)
-            # Without statistics of batch norms the divergence is infinite.
-            if blocks >= ENOUGH_BLOCKS and math.isfinite(self._divergence(nearest, blocks)):
-                closer = self._locate(nearest, score)[0] < 0.5
-            else:
-                closer = self._divergence(score, blocks) < self._divergence(nearest, blocks)
-            nearest = score if closer else nearest
-            advance(1)
-        return nearest
+            near = self._norms.nearest(rivals, advance)
+            return [s for s in rivals if not self._norms.is_excluded(near, s, alpha, advance)]
 
     def _is_worse(self, best: CandidateScore, other: CandidateScore, alpha: float) -> bool:
         if self._classes is None:
             return False
         points = GEOMETRY_POINTS if best.has_graph_of(other) else 0.0
         return is_worse(self._paired(best, other), alpha, points)
-
-    def _is_excluded(
-        self, near: CandidateScore, far: CandidateScore, alpha: float, advance: Advance
-    ) -> bool:
-        """Return True if the batch norms show that another candidate is nearer."""
-        advance(1)
-        blocks = common_blocks(near, far)
-        one, two = (self._divergence(score, blocks) for score in (near, far))
-        if near is far or math.isinf(one):
-            return False
-        if blocks < ENOUGH_BLOCKS:
-            farther = two >= LEAST_RATIO_OF_FEW * one
-        else:
-            farther = is_excluded(*self._locate(near, far), alpha)
-        return farther and not (near.has_graph_of(far) and self._is_randomly_cropped(near, far))
-
-    def _is_randomly_cropped(self, near: CandidateScore, far: CandidateScore) -> bool:
-        """Return True if the training took random crops, and those of `far` may be among them.
-
-        The crop of a candidate is not in the weights then. Random crops look most like some other
-        candidate, with larger objects, than that with which the network is meant to be used.
-        """
-        one, two = self._crops(near), self._crops(far)
-        without = self._scorer.trained(near.preprocessing, AUGMENTED_BLOCKS)
-        if min(*one, *two) >= CROP_MARGIN * batch_norm_divergence(without, AUGMENTED_BLOCKS):
-            return False
-        self._random_crops = True
-        return min(two) < LEAST_RATIO_OF_FEW * min(one)
-
-    def _crops(self, score: CandidateScore) -> tuple[float, ...]:
-        """Return the divergence with random crops of each area; any candidate's crop is ignored."""
-        size = score.preprocessing.image_size
-        key = replace(score.preprocessing, resize=size, resize_mode=ResizeMode.SQUASH)
-        if key not in self._known_crops:
-            scores = [self._scorer.cropped(key, a, AUGMENTED_BLOCKS) for a in CROPPED_AREAS]
-            self._known_crops[key] = tuple(batch_norm_divergence(s, len(s.blocks)) for s in scores)
-        return self._known_crops[key]
-
-    def _locate(self, near: CandidateScore, far: CandidateScore) -> tuple[float, float]:
-        blocks = common_blocks(near, far)
-        key = near.preprocessing, far.preprocessing, blocks
-        if key not in self._positions:
-            one, two = (measure_moments(self._scorer.trained(c, blocks)) for c in key[:2])
-            self._positions[key] = locate(one, two, self._augmentations(near))
-        return self._positions[key]
-
-    def _augmentations(self, score: CandidateScore) -> Tensor:
-        """Return how augmentations move the moments, about the same with every crop."""
-        key = replace(score.preprocessing, resize=None, resize_mode=ResizeMode.SQUASH)
-        if key not in self._known_augmentations:
-            start = self._scorer.trained(score.preprocessing, AUGMENTED_BLOCKS)
-            moved = self._scorer.augmented(score.preprocessing, AUGMENTED_BLOCKS)
-            centres = [measure_moments(other).centre for other in moved]
-            self._known_augmentations[key] = torch.stack(centres) - measure_moments(start).centre
-        return self._known_augmentations[key]
 
     def _paired(self, best: CandidateScore, other: CandidateScore) -> PairedAccuracy:
         return compare_scores(best, other, self._labels)
@@ -382,18 +328,41 @@ class _Search:
 
     def _rank(self, score: CandidateScore) -> float:
         if self._classes is None:
-            return -self._divergence(score)
+            return -self._norms.divergence(score)
         return float(correct_predictions(score, self._labels).mean())
 
-    def _divergence(self, score: CandidateScore, blocks: int = OBSERVED_BLOCKS) -> float:
-        key = score.preprocessing, min(blocks, len(score.blocks))
-        if key not in self._divergences:
-            self._divergences[key] = batch_norm_divergence(score, blocks)
-        return self._divergences[key]
+    def _compare_with_chance(self, best: CandidateScore) -> LabelCheck:
+        labels, tried = self._labels[: best.images], len(self._scorer.scores)
+        return check_labels(labels, best.predicted, len(self._names), alternatives=tried)
 
-    def _is_better_than_chance(self, score: CandidateScore) -> bool:
-        labels = self._labels[: score.images]
-        return check_labels(labels, score.predicted, len(self._names)).better_than_chance
+    def _is_at_chance(self) -> bool:
+        if self._classes is None:
+            return False
+        return self._compare_with_chance(self._best(self._left)).no_better_than_chance
+
+    def _refuse_chance(self, best: CandidateScore, sizes: Sequence[int]) -> None:
+        """Raise a DataError if accuracy cannot decide; log a warning if images are too few."""
+        found = self._compare_with_chance(best)
+        can_tell = math.isfinite(self._norms.divergence(best))
+        if can_tell and not found.no_better_than_chance:
+            self._check_labels(best)
+            return
+        few = "" if found.no_better_than_chance else ", or the images are too few"
+        raise DataError(
+            f"accuracy cannot decide about the pre-processing, because the classes of {self._data} "
+            "are not the network's, or their order is wrong, or the weights are not "
+            f"trained{few}: none of {plural(len(self._scorer.scores), 'candidate')} of "
+            f"{', '.join(map(str, sizes))} pixels is better than chance; the best one is correct "
+            f"for {100 * found.correct / found.images:.1f} % of {plural(found.images, 'image')}, "
+            f"and {100 * found.chance / found.images:.1f} % are expected by chance",
+            "give the names of the network's classes in its order with --labels FILE, or "
+            + (
+                "use images in a folder without sub-folders, which the batch norms judge"
+                if can_tell
+                else "state the settings of the weights' author with options of export: the batch "
+                "norms have no statistics, so that nothing else can decide"
+            ),
+        )
 
     def _check_labels(self, score: CandidateScore, *, only_order: bool = False) -> None:
         labels = self._labels[: score.images]

@@ -15,6 +15,10 @@ from statistics import median
 
 from resdeploy.tables import factor, plural, two_digits
 
+NO_STATISTICS = (
+    "the batch norms have no statistics, so they cannot tell whether the pre-processing is right"
+)
+
 # Measured with a ResNet-34 on CIFAR-10 (32 pixels), as ranges over draws of 64 and 256 images. The
 # median over the norms separates right from wrong better than their maximum, which a few unusual
 # images drive up; the variance at the first norm, behind one convolution, shows mean and std.

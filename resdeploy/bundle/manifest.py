@@ -189,6 +189,9 @@ class Manifest:
     warnings: tuple[ExportWarning, ...] = ()
     batch_norm_shift: BatchNormShift | None = None
     """None if the export had no images, or the network no batch norm with statistics."""
+    batch_norms_lack_statistics: bool = False
+    """True if the export had images, but no batch norm has statistics to compare them with; False
+    for a run with its own images, whose pre-processing is known."""
     work: Work
     """Work of the FP32 graph."""
 

@@ -196,4 +196,6 @@ def _alternative(manifest: Manifest, doubtful: Collection[str]) -> str:
     option = "" if better.precision is Precision.INT8 else f": --precision {better.name}"
     found = export_figures(better)[0]
     share = f"{found.agreement:.1f} % of {_images(found, manifest)}"
-    return f"; {better.name} of this bundle predicts FP32's class for {share}{option}"
+    # FP32 is compared with PyTorch, all others also with FP32.
+    reference = "PyTorch" if better.precision is Precision.FP32 else "FP32"
+    return f"; {better.name} of this bundle predicts {reference}'s class for {share}{option}"

@@ -34,7 +34,6 @@ from resdeploy.tables import table, two_digits
 
 if TYPE_CHECKING:
     from resdeploy.bundle.analysis import Remedy
-    from resdeploy.bundle.batch_norm_shift import BatchNormShift
     from resdeploy.bundle.calibration_record import CalibrationRecord
     from resdeploy.bundle.manifest import Artifact, GoldenRecord, Quality
     from resdeploy.export.pipeline import ExportResult
@@ -132,7 +131,7 @@ if TYPE_CHECKING:
     default=0,
     help="Seed of the random choice of calibration and golden images.",
 )
-@preprocessing_options
+@preprocessing_options(default_size="as stated, or 224")
 @option(
     "--data",
     type=PATH,
@@ -200,7 +199,7 @@ def export_text(result: ExportResult) -> str:
         parity_table(result.artifacts),
         f"pre-processing: {describe_choice(result.preprocessing, result.preprocessing_origins)}",
         *warning_lines(result.warnings),
-        *shift_lines(result.batch_norm_shift),
+        *shift_lines(result),
         *calibration_lines(result.calibration),
         *remedy_line(result.remedy, result.bundle),
         *map(build_text, result.engines),
@@ -276,10 +275,13 @@ def repository_text(result: TritonRepository) -> str:
     return "\n".join(lines)
 
 
-def shift_lines(shift: BatchNormShift | None) -> list[str]:
+def shift_lines(result: ExportResult) -> list[str]:
     """Return a line about the batch norms, unless a warning says it; none without images."""
-    from resdeploy.bundle.batch_norm_shift import shift_sentence
+    from resdeploy.bundle.batch_norm_shift import NO_STATISTICS, shift_sentence
 
+    if result.batch_norms_lack_statistics:
+        return [NO_STATISTICS]
+    shift = result.batch_norm_shift
     return [shift_sentence(shift)] if shift and shift.fits else []
 
 

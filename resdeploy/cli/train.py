@@ -46,7 +46,9 @@ BELOW_1 = FiniteRange(0, 1, below=True)
     type=FiniteRange(0, 100, above=True),
     help="Stop at this top-1 accuracy on the validation images, in percent.",
 )
-@preprocessing_options
+@preprocessing_options(
+    default_size="as --preprocessing states; or with --recipe, its own; else fits the images"
+)
 @option("--batch-size", type=Integers(2), help="Number of images per optimiser step.")
 @option(
     "--lr",

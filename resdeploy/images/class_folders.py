@@ -18,7 +18,13 @@ from typing import Any, Generic, TypeVar
 
 from resdeploy.errors import DataError, ResdeployError, one_line_reason
 from resdeploy.filesystem import read_limited
-from resdeploy.images.class_mapping import map_classes, similar_names, sort_classes
+from resdeploy.images.class_mapping import (
+    is_guess,
+    log_once,
+    map_classes,
+    similar_names,
+    sort_classes,
+)
 from resdeploy.images.folder import find_images, is_hidden
 from resdeploy.readable_text import readable
 from resdeploy.tables import plural
@@ -47,6 +53,8 @@ class LabelledImages(Generic[File_co]):
     """Index of each file's class in `classes`."""
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """Number of other pictures in the folder, by the reason why they are not read."""
+    guessed: bool = False
+    """True if the order of the classes is a guess, see `class_mapping`."""
 
     def relabelled(self, classes: Sequence[str], outputs: Sequence[int]) -> LabelledImages[File_co]:
         """Return the files with other `classes`: class k of this object is `outputs[k]` of them."""
@@ -121,6 +129,18 @@ def split_folder(data: Path, split: str) -> Path:
     return found[0] if found else data
 
 
+def validation_folder(data: Path) -> Path:
+    """Return `data/val`, and log that it is used, or else `data` itself.
+
+    Raises:
+        DataError: Several folders have this name.
+    """
+    folder = split_folder(data, "val")
+    if folder != data:
+        log_once(f"using the images in {folder}")
+    return folder
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
     """The record of held-out images, with which other commands find them again."""
@@ -192,7 +212,7 @@ def read_validation(data: Path, held_out: HeldOut | None) -> LabelledImages[Path
     If `data` is the folder of a training with held-out images, return only these: the network has
     learned the others. If it may be that folder with other files, log a warning.
     """
-    folder = split_folder(data, "val")
+    folder = validation_folder(data)
     if folder != data or held_out is None:
         return read_image_folder(folder)
     images = read_image_folder(split_folder(data, "train"))
@@ -230,7 +250,8 @@ def match_labels(
         DataError: A folder fits no label, or it is not clear which; see `map_classes`.
     """
     outputs = map_classes(images.classes, labels, guess=guess, owner=owner)
-    return images.relabelled(labels, outputs)
+    guessed = is_guess(images.classes, labels)
+    return replace(images.relabelled(labels, outputs), guessed=guessed)
 
 
 def read_labels(path: Path, error_type: type[ResdeployError]) -> tuple[str, ...]:

@@ -62,6 +62,15 @@ def map_classes(
     raise _unknown(unknown[0], labels, owner)
 
 
+def is_guess(folders: Sequence[str], labels: Sequence[str]) -> bool:
+    """Return True if `map_classes` matches these folders only because it may guess."""
+    try:
+        map_classes(folders, labels, guess=False)
+    except DataError:
+        return True
+    return False
+
+
 @functools.cache
 def log_once(message: str, level: int = logging.INFO) -> None:
     """Log a message, unless this process did before: several steps read the same folders."""

@@ -26,7 +26,7 @@ def setting_texts(preprocessing: Preprocessing) -> dict[str, str]:
         "image_size": f"{size_text(preprocessing.image_size)} pixels",
         "resize": resize,
         "interpolation": preprocessing.interpolation.value
-        + ("" if preprocessing.antialias else " without antialiasing"),
+        + f" {'with' if preprocessing.antialias else 'without'} antialiasing",
         "channels": preprocessing.channels.value.upper(),
         "value_range": f"values 0 to {preprocessing.value_range}",
         "mean": f"mean {numbers_text(preprocessing.mean)}",

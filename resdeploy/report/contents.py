@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from resdeploy.bundle.analysis import Analysis
-from resdeploy.bundle.batch_norm_shift import BatchNormShift, shift_sentence, variance_factor
+from resdeploy.bundle.batch_norm_shift import (
+    NO_STATISTICS,
+    BatchNormShift,
+    shift_sentence,
+    variance_factor,
+)
 from resdeploy.bundle.calibration_record import (
     CalibrationRecord,
     explain_calibrator,
@@ -80,6 +85,9 @@ def _sections(bundle: BundleContents) -> list[tuple[str, tuple[Block, ...]]]:
     sections.append(("Graphs", (*graph_blocks(manifest, record), _input(manifest))))
     if manifest.batch_norm_shift is not None:
         sections.append(("Batch norms", _batch_norms(manifest.batch_norm_shift)))
+    elif manifest.batch_norms_lack_statistics:
+        text = f"{NO_STATISTICS[0].upper()}{NO_STATISTICS[1:]}."
+        sections.append(("Batch norms", (Text(text=text),)))
     if record is not None:
         sections.append(("Calibration", _calibration(record)))
         if trade_offs := trade_off_blocks(record.points):

@@ -140,7 +140,7 @@ def test_a_too_large_default_size_logs_a_warning(
     (tmp_path / "b.png").write_bytes(b"no picture")
     with caplog.at_level(logging.WARNING, "resdeploy"):
         read_source(tiny_checkpoint, image_size=image_size, calibration_data=tmp_path)
-    warning = f"the images have only {pixels}: set the right size with --image-size"
+    warning = f"to which these images of {pixels} are enlarged; if the training had another size"
     assert (warning in caplog.text) == warns
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 
 from resdeploy.bundle.batch_norm_shift import (
+    NO_STATISTICS,
     BatchNormShift,
     NormShift,
     shift_sentence,
@@ -21,11 +24,12 @@ from resdeploy.bundle.batch_norm_shift import (
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.cli.export import export_text
 from resdeploy.errors import DataError
-from resdeploy.export import network_check, source_preprocessing
+from resdeploy.export import network_check, pipeline, source_preprocessing
 from resdeploy.export.golden_images import synthetic_images
-from resdeploy.export.inputs import read_source
+from resdeploy.export.inputs import Source, read_source
 from resdeploy.export.network_check import (
     check_network,
+    drop_wrong_guess,
     label_warnings,
     measure_shift,
     shift_warnings,
@@ -217,6 +221,26 @@ def test_an_export_without_images_has_no_shift(checkpoint: Path) -> None:
     assert ">Batch norms</h2>" not in report
 
 
+@pytest.mark.parametrize("is_own", [False, True])
+def test_an_export_says_that_batch_norms_without_statistics_show_nothing(
+    data: Path, tmp_path: Path, is_own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(ResNet(TINY).state_dict(), tmp_path / "fresh.pth")
+    read = read_source
+
+    def read_own(*arguments: Any, **settings: Any) -> Source:
+        return dataclasses.replace(read(*arguments, **settings), is_own=is_own)
+
+    monkeypatch.setattr(pipeline, "read_source", read_own)
+    result = export(config(tmp_path / "fresh.pth", data))
+    assert result.batch_norm_shift is None
+    assert (NO_STATISTICS in export_text(result).splitlines()) is not is_own
+    bundle = open_bundle(result.bundle)
+    assert bundle.manifest.batch_norms_lack_statistics is not is_own
+    report = bundle.read("report.html").decode().replace("\u00a0", " ")
+    assert ("The batch norms have no statistics, so they cannot tell" in report) is not is_own
+
+
 def test_an_export_warns_of_a_wrong_image_size(
     checkpoint: Path, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -298,6 +322,53 @@ def test_an_unreadable_image_is_passed_over(checkpoint: Path, data: Path, tmp_pa
     assert check.shift is not None
     assert check.shift.images == 1
     assert check.classes is None  # no class folders
+
+
+@pytest.fixture(scope="module")
+def mixed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return class folders, each with pictures of all classes of `data`."""
+    folder = tmp_path_factory.mktemp("mixed") / "data"
+    for index, path in enumerate(sorted(data.rglob("*.png")) * 2):
+        place = folder / "train" / ("ant", "bee", "cat")[index % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{index:03d}.png").write_bytes(path.read_bytes())
+    return folder
+
+
+def test_class_folders_that_were_a_guess_are_not_used_if_predictions_are_at_chance(
+    checkpoint: Path, mixed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    guessed = config(
+        checkpoint, mixed, labels=None, int8=True, calibrator="max", calibration_images=16
+    )
+    result = export(guessed)
+    assert "the class folders are not taken as the network's classes" in caplog.text
+    assert re.search(r"correct for [\d.]+ % of 240 images, no more than by chance", caplog.text)
+    assert result.calibration is not None
+    assert result.calibration.classes is None
+    assert not any("chance" in warning.message for warning in result.warnings)
+
+
+def test_class_folders_with_the_names_of_the_labels_are_no_guess(
+    checkpoint: Path, mixed: Path
+) -> None:
+    named = config(checkpoint, mixed, int8=True)
+    Path("labels.txt").write_text("ant\nbee\ncat")
+    with pytest.raises(DataError, match="no more than by chance"):
+        export(named)
+
+
+def test_a_guess_that_the_predictions_confirm_is_used(
+    checkpoint: Path, data: Path, fitted: ResNet
+) -> None:
+    source = read_source(checkpoint, image_size=SIZE, calibration_data=data)
+    assert source.classes_are_guessed
+    check = check_network(Classifier(fitted, source.preprocessing), source, 0)
+    assert drop_wrong_guess(check, source) == (check, source)
+    labels = Path("labels.txt")
+    labels.write_text("\n".join(CLASSES))
+    named = read_source(checkpoint, image_size=SIZE, calibration_data=data, labels=labels)
+    assert not named.classes_are_guessed
 
 
 def test_an_int8_export_refuses_labels_in_another_order(checkpoint: Path, data: Path) -> None:

@@ -165,11 +165,11 @@ def test_the_bundle_its_report_and_the_output_say_where_settings_come_from(
     assert manifest.preprocessing_origins["channels"] == "an option"
     assert manifest.preprocessing_origins["interpolation"] == "assumed"
     line = "32 pixels, squashed to 32, BGR, std 0.25,0.5,0.75 (from an option)"
-    assumed = "bilinear, values 0 to 1 (assumed)"
+    assumed = "bilinear with antialiasing, values 0 to 1 (assumed)"
     text = export_text(result)
     page = str(bundle_sections([BundleContents("x", manifest, None)]))
     for shown in (text, page):
         assert line in shown
         assert assumed in shown
-    assert "assumed: bilinear, values 0 to 1" in manifest.warnings[0].message
+    assert "assumed: bilinear with antialiasing, values 0 to 1" in manifest.warnings[0].message
     assert "resdeploy preprocess" in manifest.warnings[0].hint

@@ -280,3 +280,12 @@ def test_identity_is_preferred_among_equals() -> None:
     assert assign_greedily({(0, 1): 5, (0, 0): 5, (1, 1): 5, (2, 1): 9, (1, 0): 1}) == {
         2: 1, 0: 0, 1: None,
     }  # fmt: skip
+
+
+def test_the_best_of_many_candidates_must_be_better_than_the_best_by_chance() -> None:
+    labels = drawn(96, 3, 0)
+    tried = [drawn(96, 3, seed) for seed in range(1, 51)]
+    best = max(tried, key=lambda predicted: int((predicted == labels).sum()))
+    assert check_labels(labels, best, 3).better_than_chance
+    assert not check_labels(labels, best, 3, alternatives=len(tried)).better_than_chance
+    assert check_labels(labels, labels, 3, alternatives=300).better_than_chance

@@ -72,12 +72,6 @@ class NumbersType(ParamType):  # type: ignore[type-arg]
 
 _OPTIONS = (
     option(
-        "--image-size",
-        type=SizeType(),
-        metavar="N|HxW",
-        help="Side of the input, or height and width, in pixels.  [default: as stated, or 224]",
-    ),
-    option(
         "--resize",
         "resize_mode",
         type=Choice([mode.value for mode in ResizeMode]),
@@ -147,11 +141,24 @@ _OPTIONS = (
 )
 
 
-def preprocessing_options(function: Function) -> Function:
-    """Add the options of the pre-processing to a command."""
-    for add in reversed(_OPTIONS):
-        function = add(function)
-    return function
+def preprocessing_options(*, default_size: str) -> Callable[[Function], Function]:
+    """Return a decorator that adds the options of the pre-processing to a command.
+
+    `default_size` says for the help which image size the command takes by default.
+    """
+    size = option(
+        "--image-size",
+        type=SizeType(),
+        metavar="N|HxW",
+        help=f"Side of the input, or height and width, in pixels.  [default: {default_size}]",
+    )
+
+    def decorate(function: Function) -> Function:
+        for add in reversed((size, *_OPTIONS)):
+            function = add(function)
+        return function
+
+    return decorate
 
 
 def take_settings(options: dict[str, Any]) -> PreprocessingSettings:

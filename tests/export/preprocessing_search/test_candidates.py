@@ -27,7 +27,7 @@ def parse_options(text: str) -> Preprocessing:
     """Return the pre-processing that `export` would use with these options."""
     chosen: list[Preprocessing] = []
 
-    @preprocessing_options
+    @preprocessing_options(default_size="as stated")
     def collect(**settings: Any) -> CommandResult:
         stated = replace(take_settings(settings), image_size=settings["image_size"])
         source = StatedSettings(settings=stated, place="an option", is_option=True)

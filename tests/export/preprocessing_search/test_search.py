@@ -157,8 +157,12 @@ def test_every_phase_has_its_round_and_the_right_total(
     rounds = [what for what, _ in phases if "comparing" not in what]
     assert len(rounds) > 2
     for number, what in enumerate(rounds, start=1):
-        assert re.fullmatch(rf"round {number}, \d+ candidates? on (64|96) images", what)
-    assert any(re.match(r"round \d+, comparing the batch norms of", what) for what, _ in phases)
+        known = rf"about \d+ % of the search, round {number}, \d+ candidates? on (64|96) images"
+        assert re.fullmatch(known, what)
+    shares = [int(what.split()[1]) for what, _ in phases]
+    assert shares[0] == 0
+    assert shares[-1] == 99  # the last comparison
+    assert any(re.search(r"round \d+, comparing the batch norms of", what) for what, _ in phases)
 
 
 def test_a_picture_is_decoded_once_if_it_can_be_kept(
@@ -188,7 +192,7 @@ def test_a_planted_pre_processing_is_found(
 def test_labels_alone_decide_if_no_batch_norm_has_statistics(
     state: dict[str, torch.Tensor], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resdeploy.export.preprocessing_search.search.ENOUGH_BLOCKS", 2)
+    monkeypatch.setattr("resdeploy.export.preprocessing_search.norm_comparison.ENOUGH_BLOCKS", 2)
     checkpoint = planted(state, HALF)
     known, changed = checkpoint.state, dict(checkpoint.state)
     for name in [name.removesuffix(".running_var") for name in known if "running_var" in name]:
@@ -375,6 +379,90 @@ def test_wrong_labels_are_refused(
 ) -> None:
     with pytest.raises(DataError, match="not in the order"):
         search(planted(state, HALF), rename_folders(data, tmp_path / "renamed"))
+
+
+def mix(data: Path, folder: Path, names: tuple[str, ...]) -> Path:
+    """Write folders with pictures of all classes, or one folder without sub-folders."""
+    for index, path in enumerate(sorted(data.rglob("*.png")) * 4):
+        place = folder / names[index % len(names)] if names else folder
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place / f"{index}.png")
+    return folder
+
+
+def without_statistics(checkpoint: Checkpoint) -> Checkpoint:
+    initial = {"running_mean": 0.0, "running_var": 1.0}
+    state = {
+        name: torch.full_like(value, initial[end])
+        if (end := name.rpartition(".")[2]) in initial
+        else value
+        for name, value in checkpoint.state.items()
+    }
+    return replace(checkpoint, state=state)
+
+
+@pytest.mark.parametrize("has_statistics", [True, False])
+def test_the_search_stops_if_accuracy_is_at_chance(
+    state: dict[str, torch.Tensor], data: Path, tmp_path: Path, has_statistics: bool
+) -> None:
+    phases = list[str]()
+
+    @contextmanager
+    def record(what: str, total: int) -> Iterator[Advance]:
+        phases.append(what)
+        yield lambda done: None
+
+    checkpoint = planted(state, HALF)
+    if not has_statistics:
+        checkpoint = without_statistics(checkpoint)
+    folder = mix(data, tmp_path / "mixed", CLASSES)
+    with pytest.raises(DataError, match="accuracy cannot decide about the pre-processing") as found:
+        find_preprocessing(checkpoint, CLASSES, folder, sizes=(SIZE,), progress=record)
+    assert "none of 14 candidates of 32 pixels is better than chance" in str(found.value)
+    hint = found.value.hint or ""
+    assert "--labels FILE" in hint
+    assert ("which the batch norms judge" in hint) is has_statistics
+    assert ("the batch norms have no statistics" in hint) is not has_statistics
+    assert not any("round 5" in what for what in phases)  # no neighbours
+
+
+def test_a_search_without_statistics_stops_if_the_images_are_too_few(
+    state: dict[str, torch.Tensor], data: Path, tmp_path: Path
+) -> None:
+    checkpoint = without_statistics(planted(state, HALF))
+    with pytest.raises(DataError, match="or the images are too few: none of 14 candidates"):
+        search(checkpoint, mix(data, tmp_path / "mixed", CLASSES), images=64)
+
+
+def test_later_sizes_are_left_on_the_first_look(
+    state: dict[str, torch.Tensor],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("resdeploy.export.preprocessing_search.search.FIRST_LOOK", 128)
+    monkeypatch.setattr("resdeploy.label_check.USELESS_CONFIDENCE", 0.5)
+    phases = list[str]()
+
+    @contextmanager
+    def record(what: str, total: int) -> Iterator[Advance]:
+        phases.append(what)
+        yield lambda done: None
+
+    folder = mix(data, tmp_path / "mixed", CLASSES)
+    with pytest.raises(DataError, match="of 32, 24 pixels is better than chance"):
+        find_preprocessing(planted(state, HALF), CLASSES, folder, sizes=(SIZE, 24), progress=record)
+    rounds = [what.rpartition(" candidates ")[2] for what in phases if "comparing" not in what]
+    assert rounds == ["on 128 images", "on 256 images", "on 128 images"]
+
+
+def test_nothing_can_decide_without_labels_and_statistics(
+    state: dict[str, torch.Tensor], data: Path, tmp_path: Path
+) -> None:
+    checkpoint = without_statistics(planted(state, HALF))
+    with pytest.raises(DataError, match="nothing can decide about the pre-processing") as found:
+        search(checkpoint, mix(data, tmp_path / "flat", ()))
+    assert "state the settings of the weights' author" in (found.value.hint or "")
 
 
 def test_pictures_that_cannot_be_decoded_are_skipped(

@@ -56,7 +56,8 @@ def test_contract_of_the_manifest(tiny_bundle: Bundle) -> None:
     assert document["schema"] == SCHEMA
     assert set(document) == {
         "schema", "model", "input", "output", "preprocessing", "preprocessing_origins", "artifacts",
-        "files", "calibration", "golden", "provenance", "warnings", "batch_norm_shift", "work",
+        "files", "calibration", "golden", "provenance", "warnings", "batch_norm_shift",
+        "batch_norms_lack_statistics", "work",
     }  # fmt: skip
     assert document["input"] == {
         "name": "images", "dtype": "uint8", "shape": ["batch", 32, 32, 3], "layout": "NHWC",

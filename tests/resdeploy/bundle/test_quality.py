@@ -137,6 +137,13 @@ def test_the_hint_names_the_options_and_a_better_graph(tiny_bundle: Bundle) -> N
         "fp16 of this bundle predicts FP32's class for 100.0 % of 32 golden images: "
         "--precision fp16"
     }
+    quantised = quality_warnings(
+        judged(tiny_bundle, fp16=(90.0, 30.0), int8=(90.0, 30.0), int8_cpu=(90.0, 30.0))
+    )
+    assert {w.hint.rpartition("; ")[2] for w in quantised} == {
+        "fp32 of this bundle predicts PyTorch's class for 100.0 % of 32 golden images: "
+        "--precision fp32"
+    }
     bad = dict.fromkeys((*GOOD, "int8_cpu"), (90.0, 30.0))
     assert "of this bundle" not in "".join(
         w.hint for w in quality_warnings(judged(tiny_bundle, 32, **bad))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 import pytest
 
 from resdeploy.errors import DataError
-from resdeploy.images.class_folders import read_image_folder, read_labels, split_folder
+from resdeploy.images.class_folders import (
+    read_image_folder,
+    read_labels,
+    read_validation,
+    split_folder,
+)
 
 NOT_UTF8 = os.fsdecode("照片".encode("gbk"))
 
@@ -105,6 +111,18 @@ def test_a_split_is_found_in_upper_and_lower_case(tmp_path: Path) -> None:
     (tmp_path / "val").mkdir()
     with pytest.raises(DataError, match="'Val' and 'val'"):
         split_folder(tmp_path, "val")
+
+
+@pytest.mark.parametrize("has_val", [True, False])
+def test_the_folder_for_validation_is_named(
+    tmp_path: Path, has_val: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "resdeploy")
+    folder = tmp_path / "val" if has_val else tmp_path
+    (folder / "cat").mkdir(parents=True)
+    (folder / "cat" / "a.png").touch()
+    assert read_validation(tmp_path, None).files == (folder / "cat" / "a.png",)
+    assert (f"using the images in {folder}" in caplog.text) is has_val
 
 
 def test_a_label_is_a_line_whatever_characters_it_has(tmp_path: Path) -> None:

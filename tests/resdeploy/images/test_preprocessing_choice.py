@@ -83,7 +83,7 @@ def test_the_first_source_that_states_a_setting_is_taken() -> None:
     assert choice.origins["std"] == "the checkpoint"
     assert choice.origins["image_size"] == ASSUMED
     line = describe_choice(found, choice.origins)
-    assert "lanczos (from an option)" in line
+    assert "lanczos with antialiasing (from an option)" in line
     assert "mean 0.1,0.2,0.3 (from a file)" in line
     assert "224 pixels, shorter side 256, RGB, values 0 to 1 (assumed)" in line
 
@@ -217,7 +217,10 @@ def test_an_option_that_contradicts_the_checkpoint_is_named_with_both_values() -
     [
         ({"image_size": 64}, "64 pixels (from own.json) instead of 32 pixels (from the run)"),
         ({"crop_fraction": 0.8}, "shorter side 40 (from own.json) instead of shorter side 32"),
-        ({"interpolation": Interpolation.BICUBIC}, "bicubic (from own.json) instead of bilinear"),
+        (
+            {"interpolation": Interpolation.BICUBIC},
+            "bicubic with antialiasing (from own.json) instead of bilinear with antialiasing",
+        ),
         ({"channels": Channels.BGR}, "BGR (from own.json) instead of RGB (from the run)"),
         ({"std": (0.5,)}, "std 0.5,0.5,0.5 (from own.json) instead of std 0.25,0.25,0.25"),
         ({"resize_mode": NONE}, "not resized (from own.json) instead of shorter side 32"),

@@ -22,10 +22,10 @@ IMAGENET = "RGB, values 0 to 1, mean 0.485,0.456,0.406, std 0.229,0.224,0.225"
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"resize": 256}, f"224 pixels, shorter side 256, bilinear, {IMAGENET}"),
+        ({"resize": 256}, f"224 pixels, shorter side 256, bilinear with antialiasing, {IMAGENET}"),
         (
             {"image_size": (192, 224), "resize": (219, 256)},
-            f"192x224 pixels, covers 219x256, bilinear, {IMAGENET}",
+            f"192x224 pixels, covers 219x256, bilinear with antialiasing, {IMAGENET}",
         ),
         (
             {"resize_mode": ResizeMode.SQUASH, "antialias": False},
@@ -33,7 +33,7 @@ IMAGENET = "RGB, values 0 to 1, mean 0.485,0.456,0.406, std 0.229,0.224,0.225"
         ),
         (
             {"resize_mode": ResizeMode.PAD, "interpolation": Interpolation.BICUBIC},
-            f"224 pixels, padded to 224, bicubic, {IMAGENET}",
+            f"224 pixels, padded to 224, bicubic with antialiasing, {IMAGENET}",
         ),
         ({"resize_mode": ResizeMode.NONE}, f"224 pixels, not resized, {IMAGENET}"),
         (
@@ -41,12 +41,13 @@ IMAGENET = "RGB, values 0 to 1, mean 0.485,0.456,0.406, std 0.229,0.224,0.225"
                 "channels": Channels.BGR, "value_range": 255, "mean": (103.5, 116.3, 123.7),
                 "std": (1.0, 1.0, 1.0),
             },
-            "224 pixels, shorter side 224, bilinear, BGR, values 0 to 255, mean 103.5,116.3,123.7, "
-            "std 1,1,1",
+            "224 pixels, shorter side 224, bilinear with antialiasing, BGR, values 0 to 255, "
+            "mean 103.5,116.3,123.7, std 1,1,1",
         ),
         (
             {"channels": Channels.GRAY, "mean": (0.5,), "std": (0.25,)},
-            "224 pixels, shorter side 224, bilinear, GRAY, values 0 to 1, mean 0.5, std 0.25",
+            "224 pixels, shorter side 224, bilinear with antialiasing, GRAY, values 0 to 1, "
+            "mean 0.5, std 0.25",
         ),
     ],
 )  # fmt: skip

@@ -23,12 +23,20 @@ NAMES = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("command", "default"), [("export", "as stated, or 224"), ("train", "else fits the images")]
+)
+def test_each_command_says_its_own_default_size(command: str, default: str) -> None:
+    text = " ".join(CliRunner().invoke(main, [command, "--help"]).output.split())
+    assert default in text[text.index("--image-size N|HxW") :][:250]
+
+
 def parse(*arguments: str) -> tuple[PreprocessingSettings, dict[str, Any]]:
     """Return the settings and the other options of a command with these arguments."""
     found: list[Any] = []
 
     @click.command()
-    @preprocessing_options
+    @preprocessing_options(default_size="as stated")
     def collect(**options: Any) -> None:
         found.extend((take_settings(options), options))
 
