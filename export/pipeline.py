@@ -28,7 +28,6 @@ from resdeploy.errors import ExportError
 from resdeploy.export.bundle_files import write_graphs, write_other_files
 from resdeploy.export.golden_images import choose_golden, make_golden, read_golden_images
 from resdeploy.export.graph.count_operations import work_of
-from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.inputs import Source, read_source
 from resdeploy.export.mixed_precision.accuracy_target import AccuracyTarget, meet_accuracy_target
 from resdeploy.export.mixed_precision.evaluator import SearchContext
@@ -77,7 +76,6 @@ from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import ARTIFACTS as TEN
 from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import load_tensorrt
 from resdeploy.statistics import Verdict, worst_verdict
 from resdeploy.train.checkpoint.contents import Weights
-from resdeploy.train.model.resnet import Classifier
 from resdeploy.train.run.folder import LATEST
 
 logger = logging.getLogger(__name__)
@@ -194,11 +192,11 @@ def export(
         require_images(source, FEWEST_IMAGES if _has_target(config) else 1)
 
     preprocessing = source.preprocessing
-    name, size = source.checkpoint.architecture.name, size_text(preprocessing.image_size)
+    name, size = source.network.name, size_text(preprocessing.image_size)
     logger.info("exporting %s: %s at %s pixels", source.described, name, size)
     if assumed := assumption(source.choice):
         logger.info("%s; if that is wrong, stop this export, and %s", assumed, REMEDY)
-    classifier = Classifier(source.checkpoint.network(), preprocessing)
+    classifier = source.network.classifier(preprocessing)
     with progress("computing the golden logits", 0):
         if config.golden_data is None:
             golden_images, origin = choose_golden(source.pools, preprocessing, config.seed)
@@ -212,7 +210,7 @@ def export(
     warnings = preprocessing_warnings(source.choice) + shift_warnings(check, source)
     warnings += label_warnings(check, source, labels_are_used=config.int8)
     with progress("converting to ONNX", 0):
-        model = to_onnx(classifier, preprocessing.image_size)
+        model = classifier.to_onnx()
     calibration: Calibration | None = None
     judgement: Judgement | None = None
     if config.int8:
@@ -235,8 +233,8 @@ def export(
             )  # fmt: skip
         with progress("writing the report", 0):
             manifest = write_other_files(
-                folder, output.name, source, artifacts, golden, origin, calibration, analysis,
-                work_of(model), warnings, shift,
+                folder, output.name, source, artifacts, golden, origin, classifier.reference,
+                calibration, analysis, work_of(model), warnings, shift,
             )  # fmt: skip
     bundle = Bundle(output, manifest)
     if config.sign is not None:

@@ -244,8 +244,10 @@ def input_rows(
     strides = attributes.get_ints("strides", (1, 1))
     top, left, bottom, right = attributes.get_ints("pads", (0, 0, 0, 0))
     padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, tuple(kernel), axis=(2, 3))
-    windows = windows[:, :, :: strides[0], :: strides[1]]
+    steps = attributes.get_ints("dilations", (1, 1))
+    spans = tuple((size - 1) * step + 1 for size, step in zip(kernel, steps))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(2, 3))
+    windows = windows[:, :, :: strides[0], :: strides[1], :: steps[0], :: steps[1]]
     size = windows.shape[2] * windows.shape[3]
     taken = np.stack([generator.permutation(size)[:per_image] for _ in values])
     rows, columns = np.divmod(taken, windows.shape[3])

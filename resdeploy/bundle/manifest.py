@@ -131,6 +131,7 @@ class GoldenReference(str, Enum):
 
     PYTORCH = "pytorch"
     FP32 = "fp32.onnx"  # the bundle's graph in ONNX Runtime, which PyTorch had verified
+    SOURCE_GRAPH = "source-graph"  # the exported ONNX file in ONNX Runtime, without optimisations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +156,11 @@ class GoldenRecord:
     @property
     def reference_name(self) -> str:
         """Name of the network that the graphs are compared with, for a sentence."""
-        return "PyTorch" if self.reference is GoldenReference.PYTORCH else self.reference.value
+        names = {
+            GoldenReference.PYTORCH: "PyTorch",
+            GoldenReference.SOURCE_GRAPH: "the exported ONNX file in ONNX Runtime",
+        }
+        return names.get(self.reference, self.reference.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
