@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from onnx import version_converter
 
 from resdeploy.bundle.manifest import OUTPUT_NAME
 from resdeploy.errors import ExportError, one_line_reason
+from resdeploy.export.graph.placement import value_name
 from resdeploy.export.graph.to_onnx import IR_VERSION, OPSET
 
 # Batch size while shapes are computed. No size of a network is a multiple of a large prime number,
@@ -156,22 +158,24 @@ def _rewrite(model: ir.Model) -> None:
             _simplify_gemm(graph, node)
         elif node.op_type == "BatchNormalization":
             _scale_channels(graph, node)
+        elif node.op_type in ("Conv", "MaxPool", "AveragePool"):
+            _write_window(node)
 
 
 def _reduces_maps(node: ir.Node) -> bool:
+    """Return True for a mean over height and width."""
     axes = _constant(node, 1)
-    value = node.inputs[0]
-    rank = len(value.shape) if value is not None and value.shape is not None else 0
-    return rank == 4 and axes is not None and sorted(axis % 4 for axis in axes.tolist()) == [2, 3]
+    if len(_shape(node.inputs[0])) != 4 or axes is None:
+        return False
+    return sorted(axis % 4 for axis in axes.tolist()) == [2, 3]
 
 
 def _pool(graph: ir.Graph, node: ir.Node) -> None:
     pooled = ir.node("GlobalAveragePool", [node.inputs[0]])
     pooled.outputs[0].type = node.outputs[0].type
     added = [pooled]
-    if not node.attributes.get_int("keepdims", 1):
-        shape = node.inputs[0].shape  # type: ignore[union-attr]
-        pooled.outputs[0].shape = ir.Shape([shape[0], shape[1], 1, 1])  # type: ignore[index]
+    if not node.attributes.get_int("keepdims", True):
+        pooled.outputs[0].shape = ir.Shape([*_shape(node.inputs[0])[:2], 1, 1])
         added.append(ir.node("Flatten", [pooled.outputs[0]], {"axis": 1}))
     _replace(graph, node, added)
 
@@ -183,10 +187,24 @@ def _drops_maps(node: ir.Node) -> bool:
 
 
 def _simplify_clip(graph: ir.Graph, node: ir.Node) -> None:
-    low = _constant(node, 1)
-    high = _constant(node, 2)
-    if low is not None and float(low) == 0 and (high is None or float(high) >= 3e38):
+    """Write both limits of a `Clip`, or a `Relu` if only negative values are clipped."""
+    widest = float(np.finfo(np.float32).max)
+    given = [node.inputs[index] if index < len(node.inputs) else None for index in (1, 2)]
+    limits = [
+        (-widest, widest)[index - 1] if value is None else _constant(node, index)
+        for index, value in enumerate(given, start=1)
+    ]
+    if limits[0] is None or limits[1] is None:
+        return
+    low, high = float(limits[0]), float(limits[1])
+    if low == 0 and high >= widest:
         _replace(graph, node, [ir.node("Relu", [node.inputs[0]])])
+    elif None in given:
+        constants = [
+            _add_constant(graph, f"{node.name}.{name}", np.array(limit, dtype=np.float32))
+            for name, limit in (("min", low), ("max", high))
+        ]
+        _replace(graph, node, [ir.node("Clip", [node.inputs[0], *constants])])
 
 
 def _simplify_gemm(graph: ir.Graph, node: ir.Node) -> None:
@@ -198,23 +216,53 @@ def _simplify_gemm(graph: ir.Graph, node: ir.Node) -> None:
     if not attributes.get_int("transB", 0):
         weight = weight.T
     weight = weight * np.float32(attributes.get_float("alpha", 1.0))
-    inputs = [node.inputs[0], _add_constant(graph, f"{node.inputs[1].name}.t", weight)]
+    names = [value_name(value) for value in node.inputs[1:]]
+    inputs = [node.inputs[0], _add_constant(graph, names[0], weight)]
     if bias is not None:
         bias = bias * np.float32(attributes.get_float("beta", 1.0))
         bias = np.broadcast_to(bias.reshape(-1), (len(weight),))
-        inputs.append(_add_constant(graph, f"{node.inputs[2].name}.t", bias))
+        inputs.append(_add_constant(graph, names[1], bias))
     _replace(graph, node, [ir.node("Gemm", inputs, {"transB": 1})])
+
+
+def _write_window(node: ir.Node) -> None:
+    """Write the attributes of a window over maps that have a default, and its padding in pixels.
+
+    Source: "auto_pad" in the specification of Conv, https://onnx.ai/onnx/operators/.
+    """
+    before, after = _shape(node.inputs[0])[2:], _shape(node.outputs[0])[2:]
+    attributes, rank = node.attributes, len(before)
+    kernel = attributes.get_ints("kernel_shape") or _shape(node.inputs[1])[2:]
+    strides = attributes.get_ints("strides", (1,) * rank)
+    dilations = attributes.get_ints("dilations", (1,) * rank)
+    pads = list(attributes.get_ints("pads", (0,) * 2 * rank))
+    kind = attributes.get_string("auto_pad", "NOTSET")
+    if kind.startswith("SAME"):
+        spans = [(size - 1) * step + 1 for size, step in zip(kernel, dilations)]
+        totals = [
+            max(0, (outputs - 1) * stride + span - inputs)
+            for inputs, outputs, stride, span in zip(before, after, strides, spans)
+        ]
+        smaller, larger = [total // 2 for total in totals], [-(-total // 2) for total in totals]
+        pads = smaller + larger if kind == "SAME_UPPER" else larger + smaller
+    elif kind == "VALID":
+        pads = [0] * 2 * rank
+    for name, values in (
+        ("kernel_shape", kernel), ("strides", strides), ("dilations", dilations), ("pads", pads),
+    ):  # fmt: skip
+        attributes.add(ir.AttrInt64s(name, tuple(values)))
+    attributes.pop("auto_pad", None)
 
 
 def _scale_channels(graph: ir.Graph, node: ir.Node) -> None:
     """Replace a batch norm that follows no convolution by a product and a sum."""
     parameters = [_constant(node, index) for index in range(1, 5)]
-    if any(value is None for value in parameters):
-        return
     scale, shift, mean, variance = parameters
+    if scale is None or shift is None or mean is None or variance is None:
+        return
     factor = scale / np.sqrt(variance + np.float32(node.attributes.get_float("epsilon", 1e-5)))
     shape = (-1, *(1,) * (len(_shape(node.inputs[0])) - 2))
-    name = node.inputs[1].name
+    name = value_name(node.inputs[1])
     product = ir.node(
         "Mul", [node.inputs[0], _add_constant(graph, f"{name}.factor", factor.reshape(shape))]
     )
@@ -224,36 +272,35 @@ def _scale_channels(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _free_batch(model: ir.Model) -> None:
-    """Make the batch size dynamic again."""
+    """Make the batch size dynamic again.
+
+    Raises:
+        ExportError: A constant or a target of a `Reshape` depends on the batch size.
+    """
     for node in model.graph:
-        if node.op_type == "Reshape":
-            target, after = _constant(node, 1), _shape(node.outputs[0])
-            if after and isinstance(after[0], int) and after[0] % BATCH == 0:
-                rest = list(after[1:])
-                node.replace_input_with(
-                    1, _add_constant(model.graph, f"{node.name}.shape", np.array([-1, *rest]))
-                )
-        elif node.op_type == "Expand":
-            raise ExportError("the batch size is a constant")
-    for name, value in model.graph.initializers.items():
-        array = value.const_value.numpy()
-        if any(size and size % BATCH == 0 for size in array.shape) or (
-            array.dtype == np.int64 and array.size < 100 and (array == BATCH).any()
-        ):
-            if value.uses():
-                raise ExportError(f"the batch size is a constant: {name}")
-    values = ir.convenience.create_value_mapping(model.graph)
-    for value in values.values():
-        if value.shape is not None and not value.is_initializer():
-            first, *rest = value.shape
-            symbol = (
-                "batch"
-                if first == BATCH
-                else f"batch{first // BATCH}"
-                if isinstance(first, int) and first % BATCH == 0
-                else first
+        shape = _shape(node.outputs[0])
+        if node.op_type == "Reshape" and shape and shape[0] % BATCH == 0:
+            target = _add_constant(model.graph, f"{node.name}.shape", np.array([-1, *shape[1:]]))
+            node.replace_input_with(1, target)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or not value.uses():
+            continue
+        sizes = list(tensor.shape.numpy())
+        if tensor.dtype is ir.DataType.INT64:
+            sizes += tensor.numpy().ravel().tolist()
+        if any(size and size % BATCH == 0 for size in sizes):
+            raise ExportError(
+                f"the graph depends on the number of images of a call (in {value.name})",
+                "export the network again with a dynamic batch size, or with one image",
             )
-            value.shape = ir.Shape([symbol, *rest])
+    for value in ir.convenience.create_value_mapping(model.graph).values():
+        shape = _shape(value)
+        if value.is_initializer() or not shape:
+            continue
+        many = shape[0] // BATCH
+        if shape[0] == many * BATCH:
+            value.shape = ir.Shape(["batch" if many == 1 else f"batch_{many}", *shape[1:]])
 
 
 def _name(graph: ir.Graph) -> None:
@@ -267,12 +314,13 @@ def _name(graph: ir.Graph) -> None:
     graph.outputs[0].name = OUTPUT_NAME
 
 
-def _constant(node: ir.Node, index: int) -> npt.NDArray[np.generic] | None:
+def _constant(node: ir.Node, index: int) -> npt.NDArray[Any] | None:
     value = node.inputs[index] if index < len(node.inputs) else None
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
-def _shape(value: ir.Value | None):
+def _shape(value: ir.Value | None) -> tuple[int, ...]:
+    """Return the shape of a tensor, with -1 for unknown sizes; empty if it is unknown."""
     return (
         ()
         if value is None or value.shape is None
@@ -280,9 +328,9 @@ def _shape(value: ir.Value | None):
     )
 
 
-def _add_constant(graph: ir.Graph, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
+def _add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
     while name in graph.initializers:
-        name += "_"
+        name += ".plain"
     value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
     graph.register_initializer(value)
     return value

@@ -60,7 +60,7 @@ def to_onnx(classifier: Classifier, image_size: ImageSize) -> ir.Model:
 
 
 def normalisation_to_onnx(preprocessing: Preprocessing) -> ir.Model:
-    """Return the graph of a normalisation: uint8 (batch, height, width, 3) to float (batch, C, ...).
+    """Return the graph of a normalisation, uint8 (batch, height, width, 3) to (batch, C, H, W).
 
     For BGR, it gives the channels as RGB: the weights that read them must be flipped.
 
@@ -130,7 +130,7 @@ def _export(module: torch.nn.Module, image_size: ImageSize) -> ir.Model:
 def fold_batch_norm(classifier: Classifier) -> Classifier:
     """Return a float32 copy in which every batch norm is folded into its convolution."""
     folded = copy.deepcopy(classifier).float().cpu().eval()
-    for name, convolution, norm_name, norm in list(normed_convolutions(folded)):
+    for _, convolution, norm_name, norm in list(normed_convolutions(folded)):
         _fold(convolution, norm)
         folded.set_submodule(norm_name, torch.nn.Identity())
     return folded

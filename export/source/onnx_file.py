@@ -247,4 +247,4 @@ def _only_output(path: Path, graph: GraphProto) -> str:
             f"{path} has {len(graph.output)} outputs ({names:.80}); a classifier has one",
             CLASSIFIER_HINT,
         )
-    return graph.output[0].name
+    return str(graph.output[0].name)

@@ -240,7 +240,7 @@ def test_a_warning_has_one_cause_and_only_figures_above_the_limit(
     checkpoint: Path, data: Path, fitted: ResNet, is_own: bool
 ) -> None:
     source = read_source(checkpoint, image_size=2 * SIZE, calibration_data=data)
-    check = check_network(Classifier(fitted, source.preprocessing), source, 0)
+    check = check_network(source.network.classifier(source.preprocessing), source, 0)
     (warning,) = shift_warnings(check, dataclasses.replace(source, is_own=is_own))
     assert ("unlike" in warning.message) is not is_own
     assert ("have not settled on the run's training images: on 120" in warning.message) is is_own
@@ -255,7 +255,7 @@ def test_a_run_that_learned_nothing_is_told_to_train_longer(
     checkpoint: Path, data: Path, fitted: ResNet, is_own: bool
 ) -> None:
     source = read_source(checkpoint, image_size=SIZE, calibration_data=data)
-    check = check_network(Classifier(fitted, source.preprocessing), source, 0)
+    check = check_network(source.network.classifier(source.preprocessing), source, 0)
     assert check is not None
     classes, predicted = np.random.default_rng(0).integers(0, 3, (2, 600))
     guessed = dataclasses.replace(check, classes=classes, predicted=predicted)
@@ -278,7 +278,7 @@ def test_only_an_assumed_size_is_compared_with_others(
     monkeypatch.setattr(network_check, "TRIED_SIZES", (SIZE // 2, SIZE))
     size = 2 * SIZE if stated else None
     source = read_source(checkpoint, image_size=size, calibration_data=data)
-    check_network(Classifier(fitted, source.preprocessing), source, 0)
+    check_network(source.network.classifier(source.preprocessing), source, 0)
     warning = f"contradict the assumed {2 * SIZE} pixels, and fit {SIZE}: stop this work"
     assert (warning in caplog.text) is not stated
 
@@ -287,7 +287,7 @@ def test_an_unreadable_image_is_passed_over(checkpoint: Path, data: Path, tmp_pa
     (tmp_path / "few").mkdir()
     (tmp_path / "few" / "broken.png").write_bytes(b"")
     source = read_source(checkpoint, image_size=SIZE, calibration_data=tmp_path / "few")
-    classifier = Classifier(source.checkpoint.network(), Preprocessing(image_size=SIZE))
+    classifier = source.network.classifier(Preprocessing(image_size=SIZE))
     assert check_network(classifier, source, 0) is None
     assert shift_warnings(None, source) == []
     good = next((data / "train" / "red").iterdir())
