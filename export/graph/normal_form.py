@@ -174,7 +174,7 @@ def _pool(graph: ir.Graph, node: ir.Node) -> None:
     pooled = ir.node("GlobalAveragePool", [node.inputs[0]])
     pooled.outputs[0].type = node.outputs[0].type
     added = [pooled]
-    if not node.attributes.get_int("keepdims", True):
+    if not node.attributes.get_int("keepdims", 1):
         pooled.outputs[0].shape = ir.Shape([*_shape(node.inputs[0])[:2], 1, 1])
         added.append(ir.node("Flatten", [pooled.outputs[0]], {"axis": 1}))
     _replace(graph, node, added)
@@ -213,7 +213,7 @@ def _simplify_gemm(graph: ir.Graph, node: ir.Node) -> None:
     attributes = node.attributes
     if weight is None or attributes.get_int("transA", 0) or (len(node.inputs) > 2 and bias is None):
         return
-    if not attributes.get_int("transB", 0):
+    if attributes.get_int("transB", 0) == 0:
         weight = weight.T
     weight = weight * np.float32(attributes.get_float("alpha", 1.0))
     names = [value_name(value) for value in node.inputs[1:]]

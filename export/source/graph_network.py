@@ -12,7 +12,7 @@ import onnxruntime
 from onnx import ModelProto, TensorProto, helper
 
 from resdeploy.bundle.golden import Float32Array
-from resdeploy.bundle.manifest import GoldenReference
+from resdeploy.bundle.manifest import GRAPH_KIND, GoldenReference
 from resdeploy.errors import CheckpointError, ExportError, one_line_reason
 from resdeploy.export.graph.normal_form import normal_form, with_normalisation
 from resdeploy.export.graph.to_onnx import normalisation_to_onnx
@@ -83,7 +83,7 @@ class GraphNetwork:
         return [StatedSettings(settings=s, place=place, is_checkpoint=True) for s, place in found]
 
     def facts(self) -> dict[str, Any]:
-        return {"name": self.name, "classes": self.classes}
+        return {"name": self.name, "classes": self.classes, "kind": GRAPH_KIND}
 
     def classifier(self, preprocessing: Preprocessing) -> GraphClassifier:
         """Return the network with its pre-processing.

@@ -119,6 +119,9 @@ class Artifact:
         return splitext(self.file)[0]
 
 
+GRAPH_KIND = "graph"
+
+
 class GoldenOrigin(str, Enum):
     """The source of the golden images."""
 
@@ -230,6 +233,11 @@ class Manifest:
             **jsonable(self),
             "work": self.work.to_json(),
         }  # fmt: skip
+
+    @property
+    def is_graph(self) -> bool:
+        """True if the bundle was exported from a graph, and not from weights of PyTorch."""
+        return bool(self.model.get("kind") == GRAPH_KIND)
 
     @property
     def classes(self) -> int:
