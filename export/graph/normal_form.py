@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import onnx_ir.passes.common as passes
 import onnxruntime
 from onnx import version_converter
 
+from resdeploy.bundle.graph_check import MAX_ELEMENTS
 from resdeploy.bundle.manifest import OUTPUT_NAME
 from resdeploy.errors import ExportError, one_line_reason
 from resdeploy.export.graph.placement import value_name
@@ -29,10 +31,16 @@ from resdeploy.export.graph.to_onnx import IR_VERSION, OPSET
 # Batch size while shapes are computed. No size of a network is a multiple of a large prime number,
 # so that the batch axis is found again in every shape.
 BATCH = 1009
+GRAPH_HINT = "export the network again, with a dynamic batch size and operators of ONNX itself"
 
 
 def normal_form(
-    proto: onnx.ModelProto, input_name: str, shape: tuple[int, int, int], name: str
+    proto: onnx.ModelProto,
+    input_name: str,
+    shape: tuple[int, int, int],
+    name: str,
+    *,
+    batch: int | None = None,
 ) -> ir.Model:
     """Return the graph of a classifier with plain operators, fixed sizes and a dynamic batch.
 
@@ -41,12 +49,19 @@ def normal_form(
         input_name: Name of this input.
         shape: Sizes C, H and W of the input.
         name: Name of the result.
+        batch: Number of images for which the file was written; None for any number.
 
     Raises:
         ExportError: The graph cannot be converted, or its batch size is a constant.
     """
-    model = ir.from_proto(_fold(proto, input_name, shape))
+    model = ir.from_proto(_fold(proto, input_name, shape, batch))
     passes.ShapeInferencePass()(model)
+    if _shape(model.graph.outputs[0])[:1] != (BATCH,):
+        raise ExportError(
+            "the graph depends on the number of images of a call: its output has the shape "
+            f"{_shape(model.graph.outputs[0])} for {BATCH} images",
+            GRAPH_HINT,
+        )
     _rewrite(model)
     passes.RemoveUnusedNodesPass()(model)
     _free_batch(model)
@@ -106,20 +121,45 @@ def _flip_channels(pixels: ir.Value) -> None:
         weight.const_value = ir.tensor(flipped, name=weight.name)
 
 
-def _fold(proto: onnx.ModelProto, input_name: str, shape: tuple[int, int, int]) -> onnx.ModelProto:
-    """Return the graph with the batch size `BATCH`, and all constants computed."""
+def _fold(
+    proto: onnx.ModelProto, input_name: str, shape: tuple[int, int, int], batch: int | None
+) -> onnx.ModelProto:
+    """Return the graph with the batch size `BATCH`, and all constants computed.
+
+    In a file for a fixed `batch`, exporters also write this number into the shapes of the graph.
+    """
+    if batch is not None:
+        proto = _optimize(proto, input_name, (batch, *shape))
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+        sizes = {
+            value.name: [size.dim_value for size in value.type.tensor_type.shape.dim]
+            for value in (*inferred.input, *inferred.value_info)
+        }
+        for node in proto.graph.node:
+            before, after = sizes.get(node.input[0], []), sizes.get(node.output[0], [])
+            if node.op_type == "Reshape" and before[:1] == after[:1] == [batch]:
+                name = f"{node.name}.target"
+                target = np.array([-1, *after[1:]], dtype=np.int64)
+                proto.graph.initializer.append(onnx.numpy_helper.from_array(target, name))
+                node.input[1] = name
+    return _optimize(proto, input_name, (BATCH, *shape))
+
+
+def _optimize(
+    proto: onnx.ModelProto, input_name: str, shape: tuple[int, int, int, int]
+) -> onnx.ModelProto:
+    """Return the graph for images (N, C, H, W) of these sizes, as ONNX Runtime simplifies it."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(proto)
-    (value,) = (value for value in fixed.graph.input if value.name == input_name)
-    del fixed.graph.input[:]
-    fixed.graph.input.append(value)
-    dimensions = value.type.tensor_type.shape.dim
-    for dimension, size in zip(dimensions, (BATCH, *shape), strict=True):
+    keep_input(fixed.graph, input_name)
+    dimensions = fixed.graph.input[0].type.tensor_type.shape.dim
+    for dimension, size in zip(dimensions, shape, strict=True):
         dimension.Clear()
         dimension.dim_value = size
     for output in fixed.graph.output:
         output.type.tensor_type.ClearField("shape")
     del fixed.graph.value_info[:]
+    _check_sizes(fixed)
     try:
         if {entry.domain: entry.version for entry in fixed.opset_import}.get("", 0) != OPSET:
             fixed = version_converter.convert_version(fixed, OPSET)
@@ -134,15 +174,37 @@ def _fold(proto: onnx.ModelProto, input_name: str, shape: tuple[int, int, int]) 
                 fixed.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
             folded = onnx.load(file)
-    except Exception as error:
-        raise ExportError(f"the graph cannot be converted: {one_line_reason(error)}") from error
-    used = {node.domain for node in folded.graph.node} - {"", "ai.onnx"}
-    if used:
-        raise ExportError(f"the graph uses operators of {min(used)}")
+    except Exception as error:  # both libraries have many exception types of their own
+        raise ExportError(
+            f"the graph cannot be converted: {one_line_reason(error)}", GRAPH_HINT
+        ) from error
     kept = [entry for entry in folded.opset_import if entry.domain in ("", "ai.onnx")]
     del folded.opset_import[:]
     folded.opset_import.extend(kept)
     return folded
+
+
+def keep_input(graph: onnx.GraphProto, name: str) -> None:
+    """Remove all inputs but one; the others are initialisers, which old files list as inputs."""
+    for index in reversed(range(len(graph.input))):
+        if graph.input[index].name != name:
+            del graph.input[index]
+
+
+def _check_sizes(proto: onnx.ModelProto) -> None:
+    """Refuse a graph whose tensors cannot be computed, before ONNX Runtime tries."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except Exception as error:
+        raise ExportError(
+            f"the graph is not valid ONNX: {one_line_reason(error)}", GRAPH_HINT
+        ) from error
+    for value in inferred.graph.value_info:
+        sizes = [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+        if prod(sizes) > MAX_ELEMENTS * BATCH:
+            raise ExportError(
+                f"the graph computes a tensor of {' x '.join(map(str, sizes))} values", GRAPH_HINT
+            )
 
 
 def _rewrite(model: ir.Model) -> None:
@@ -211,7 +273,8 @@ def _simplify_gemm(graph: ir.Graph, node: ir.Node) -> None:
     """Rewrite to `transB`, without factors, as placement expects weights (outputs, inputs)."""
     weight, bias = _constant(node, 1), _constant(node, 2)
     attributes = node.attributes
-    if weight is None or attributes.get_int("transA", 0) or (len(node.inputs) > 2 and bias is None):
+    adds_activation = len(node.inputs) > 2 and bias is None
+    if weight is None or adds_activation or attributes.get_int("transA", 0) != 0:
         return
     if attributes.get_int("transB", 0) == 0:
         weight = weight.T
@@ -292,7 +355,7 @@ def _free_batch(model: ir.Model) -> None:
         if any(size and size % BATCH == 0 for size in sizes):
             raise ExportError(
                 f"the graph depends on the number of images of a call (in {value.name})",
-                "export the network again with a dynamic batch size, or with one image",
+                GRAPH_HINT,
             )
     for value in ir.convenience.create_value_mapping(model.graph).values():
         shape = _shape(value)

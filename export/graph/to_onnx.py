@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -139,17 +140,17 @@ def fold_batch_norm(classifier: Classifier) -> Classifier:
 def _fold(convolution: torch.nn.Conv2d, norm: torch.nn.BatchNorm2d) -> None:
     """Fold a batch norm into its convolution, in place.
 
-    The operations and their order are those with which ONNX Runtime and PyTorch's exporters fold,
-    so that a checkpoint and its ONNX file give the same bits.
+    The operations and their order are those of PyTorch's exporter (onnxscript, rewriter/rules/
+    common/_fuse_batchnorm.py), so that a checkpoint and its ONNX file give the same bits. They are
+    computed with NumPy, whose square roots are exact to the last bit, unlike those of PyTorch.
     """
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    with torch.no_grad():
-        factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        bias = torch.zeros_like(factor) if convolution.bias is None else convolution.bias
-        folded = (bias - norm.running_mean) * factor + norm.bias
-        convolution.weight.copy_(convolution.weight * factor.reshape(-1, 1, 1, 1))
-    convolution.bias = torch.nn.Parameter(folded)
+    state = {name: tensor.numpy() for name, tensor in norm.state_dict().items()}
+    weight = convolution.weight.detach().numpy()
+    bias = 0 if convolution.bias is None else convolution.bias.detach().numpy()
+    factor = state["weight"] / np.sqrt(state["running_var"] + np.float32(norm.eps))
+    folded = (bias - state["running_mean"]) * factor + state["bias"]
+    convolution.weight.data = torch.from_numpy(weight * factor.reshape(-1, 1, 1, 1))
+    convolution.bias = torch.nn.Parameter(torch.from_numpy(folded))
 
 
 def to_bytes(model: ir.Model) -> bytes:

@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, helper
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import GRAPH_KIND, GoldenReference
 from resdeploy.errors import CheckpointError, ExportError, one_line_reason
-from resdeploy.export.graph.normal_form import normal_form, with_normalisation
+from resdeploy.export.graph.normal_form import keep_input, normal_form, with_normalisation
 from resdeploy.export.graph.to_onnx import normalisation_to_onnx
 from resdeploy.export.source.onnx_file import CLASSIFIER_HINT, OnnxFile, read_onnx_file
 from resdeploy.images.preprocessing import Channels, Preprocessing, UInt8Array
@@ -118,7 +118,8 @@ def load_graph_network(path: Path) -> GraphNetwork:
     model, notes = _without_softmax(file)
     height, width = file.input.size or (DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE)
     shape = (file.input.channels, height, width)
-    converted = normal_form(model, file.input.name, shape, path.stem)
+    batch = file.input.batch
+    converted = normal_form(model, file.input.name, shape, path.stem, batch=batch)
     sizes = converted.graph.outputs[0].shape
     if sizes is None or len(sizes) != 2 or not isinstance(sizes[1], int) or sizes[1] < 2:
         raise CheckpointError(
@@ -151,10 +152,8 @@ def _without_softmax(file: OnnxFile) -> tuple[ModelProto, tuple[str, ...]]:
         output = helper.make_tensor_value_info(last.input[0], TensorProto.FLOAT, None)
         del graph.output[:]
         graph.output.append(output)
-    constants = {tensor.name for tensor in graph.initializer}
-    (value,) = (value for value in graph.input if value.name not in constants)
-    del graph.input[:]
-    graph.input.append(value)
+    keep_input(graph, file.input.name)
+    value = graph.input[0]
     value.type.tensor_type.elem_type = TensorProto.FLOAT
     if file.input.is_nhwc:
         dimensions = value.type.tensor_type.shape.dim
@@ -209,8 +208,7 @@ class GraphClassifier:
     def to_onnx(self) -> ir.Model:
         height, width = self.preprocessing.size
         shape = (self.network.file.input.channels, height, width)
-        body = normal_form(
-            self.network.logits_model, self.network.file.input.name, shape, self.network.name
-        )
+        network, taken = self.network, self.network.file.input
+        body = normal_form(network.logits_model, taken.name, shape, network.name, batch=taken.batch)
         is_bgr = self.preprocessing.channels is Channels.BGR
         return with_normalisation(body, normalisation_to_onnx(self.preprocessing), flipped=is_bgr)

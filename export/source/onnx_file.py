@@ -5,6 +5,8 @@ Sources: onnx.proto and docs/ExternalData.md of https://github.com/onnx/onnx.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +22,12 @@ from onnx.numpy_helper import from_array, to_array
 from resdeploy.bundle.onnx_reader import MAX_NODES
 from resdeploy.errors import CheckpointError, one_line_reason
 from resdeploy.filesystem import read_limited, sha256
+from resdeploy.train.checkpoint.file_kind import AN_ONNX_GRAPH, describe_foreign_file
 
 MAX_BYTES = (1 << 31) - 1  # of a message of protobuf
 MAX_WEIGHT_BYTES = 4 << 30
 OLDEST_OPSET = 11
+LONGEST_NAME = 80  # characters of a node's name, which a report shows
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 CHANNELS = (3, 1)
 PLAIN_DOMAINS = ("", "ai.onnx")
@@ -72,6 +76,8 @@ def read_onnx_file(path: Path) -> OnnxFile:
         CheckpointError: It is damaged, uses something that is not supported, or is no classifier
             of images.
     """
+    if (kind := describe_foreign_file(path)) not in (None, AN_ONNX_GRAPH):
+        raise CheckpointError(f"{path} is not an ONNX file: it is {kind}", COPY_HINT)
     content = read_limited(path, MAX_BYTES, CheckpointError, "give a smaller file")
     model = ModelProto()
     try:
@@ -86,6 +92,7 @@ def read_onnx_file(path: Path) -> OnnxFile:
         reason = one_line_reason(error)
         raise CheckpointError(f"the functions of {path} cannot be inlined: {reason}") from error
     _check_nodes(path, model.graph)
+    _name_nodes(model.graph)
     notes = _to_float32(model)
     image = _image_input(path, model.graph)
     return OnnxFile(
@@ -178,6 +185,16 @@ def _check_nodes(path: Path, graph: GraphProto) -> None:
                 f"{path} is quantised already ({node.op_type})",
                 "give the graph in float32, which resdeploy quantises itself",
             )
+
+
+def _name_nodes(graph: GraphProto) -> None:
+    """Give each node a name of its own, of printable characters, in place."""
+    counts: Counter[str] = Counter()
+    for node in graph.node:
+        parts = re.findall(r"[\w.-]+", node.name or node.op_type.lower(), re.ASCII)
+        name = ".".join(parts)[:LONGEST_NAME] or "node"
+        counts[name] += 1
+        node.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
 
 
 def _to_float32(model: ModelProto) -> tuple[str, ...]:
