@@ -12,10 +12,8 @@ import tempfile
 from collections import Counter
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -25,7 +23,7 @@ from onnx import version_converter
 from resdeploy.bundle.graph_check import MAX_ELEMENTS
 from resdeploy.bundle.manifest import OUTPUT_NAME
 from resdeploy.errors import ExportError, one_line_reason
-from resdeploy.export.graph.placement import value_name
+from resdeploy.export.graph.layer_rules import add_constant, rewrite_layers, shape_of
 from resdeploy.export.graph.to_onnx import IR_VERSION, OPSET
 
 # Batch size while shapes are computed. No size of a network is a multiple of a large prime number,
@@ -56,13 +54,13 @@ def normal_form(
     """
     model = ir.from_proto(_fold(proto, input_name, shape, batch))
     passes.ShapeInferencePass()(model)
-    if _shape(model.graph.outputs[0])[:1] != (BATCH,):
+    if shape_of(model.graph.outputs[0])[:1] != (BATCH,):
         raise ExportError(
             "the graph depends on the number of images of a call: its output has the shape "
-            f"{_shape(model.graph.outputs[0])} for {BATCH} images",
+            f"{shape_of(model.graph.outputs[0])} for {BATCH} images",
             GRAPH_HINT,
         )
-    _rewrite(model)
+    rewrite_layers(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     _free_batch(model)
     _name(model.graph)
@@ -207,133 +205,6 @@ def _check_sizes(proto: onnx.ModelProto) -> None:
             )
 
 
-def _rewrite(model: ir.Model) -> None:
-    graph = model.graph
-    for node in list(graph):
-        if node.op_type == "ReduceMean" and _reduces_maps(node):
-            _pool(graph, node)
-        elif node.op_type in ("Reshape", "Squeeze") and _drops_maps(node):
-            _replace(graph, node, [ir.node("Flatten", [node.inputs[0]], {"axis": 1})])
-        elif node.op_type == "Clip":
-            _simplify_clip(graph, node)
-        elif node.op_type == "Gemm":
-            _simplify_gemm(graph, node)
-        elif node.op_type == "BatchNormalization":
-            _scale_channels(graph, node)
-        elif node.op_type in ("Conv", "MaxPool", "AveragePool"):
-            _write_window(node)
-
-
-def _reduces_maps(node: ir.Node) -> bool:
-    """Return True for a mean over height and width."""
-    axes = _constant(node, 1)
-    if len(_shape(node.inputs[0])) != 4 or axes is None:
-        return False
-    return sorted(axis % 4 for axis in axes.tolist()) == [2, 3]
-
-
-def _pool(graph: ir.Graph, node: ir.Node) -> None:
-    pooled = ir.node("GlobalAveragePool", [node.inputs[0]])
-    pooled.outputs[0].type = node.outputs[0].type
-    added = [pooled]
-    if not node.attributes.get_int("keepdims", 1):
-        pooled.outputs[0].shape = ir.Shape([*_shape(node.inputs[0])[:2], 1, 1])
-        added.append(ir.node("Flatten", [pooled.outputs[0]], {"axis": 1}))
-    _replace(graph, node, added)
-
-
-def _drops_maps(node: ir.Node) -> bool:
-    """Return True for (N, C, 1, 1) -> (N, C), and for (N, C, H, W) -> (N, C H W)."""
-    before, after = _shape(node.inputs[0]), _shape(node.outputs[0])
-    return len(after) == 2 and len(before) > 2 and before[0] == after[0]
-
-
-def _simplify_clip(graph: ir.Graph, node: ir.Node) -> None:
-    """Write both limits of a `Clip`, or a `Relu` if only negative values are clipped."""
-    widest = float(np.finfo(np.float32).max)
-    given = [node.inputs[index] if index < len(node.inputs) else None for index in (1, 2)]
-    limits = [
-        (-widest, widest)[index - 1] if value is None else _constant(node, index)
-        for index, value in enumerate(given, start=1)
-    ]
-    if limits[0] is None or limits[1] is None:
-        return
-    low, high = float(limits[0]), float(limits[1])
-    if low == 0 and high >= widest:
-        _replace(graph, node, [ir.node("Relu", [node.inputs[0]])])
-    elif None in given:
-        constants = [
-            _add_constant(graph, f"{node.name}.{name}", np.array(limit, dtype=np.float32))
-            for name, limit in (("min", low), ("max", high))
-        ]
-        _replace(graph, node, [ir.node("Clip", [node.inputs[0], *constants])])
-
-
-def _simplify_gemm(graph: ir.Graph, node: ir.Node) -> None:
-    """Rewrite to `transB`, without factors, as placement expects weights (outputs, inputs)."""
-    weight, bias = _constant(node, 1), _constant(node, 2)
-    attributes = node.attributes
-    adds_activation = len(node.inputs) > 2 and bias is None
-    if weight is None or adds_activation or attributes.get_int("transA", 0) != 0:
-        return
-    if attributes.get_int("transB", 0) == 0:
-        weight = weight.T
-    weight = weight * np.float32(attributes.get_float("alpha", 1.0))
-    names = [value_name(value) for value in node.inputs[1:]]
-    inputs = [node.inputs[0], _add_constant(graph, names[0], weight)]
-    if bias is not None:
-        bias = bias * np.float32(attributes.get_float("beta", 1.0))
-        bias = np.broadcast_to(bias.reshape(-1), (len(weight),))
-        inputs.append(_add_constant(graph, names[1], bias))
-    _replace(graph, node, [ir.node("Gemm", inputs, {"transB": 1})])
-
-
-def _write_window(node: ir.Node) -> None:
-    """Write the attributes of a window over maps that have a default, and its padding in pixels.
-
-    Source: "auto_pad" in the specification of Conv, https://onnx.ai/onnx/operators/.
-    """
-    before, after = _shape(node.inputs[0])[2:], _shape(node.outputs[0])[2:]
-    attributes, rank = node.attributes, len(before)
-    kernel = attributes.get_ints("kernel_shape") or _shape(node.inputs[1])[2:]
-    strides = attributes.get_ints("strides", (1,) * rank)
-    dilations = attributes.get_ints("dilations", (1,) * rank)
-    pads = list(attributes.get_ints("pads", (0,) * 2 * rank))
-    kind = attributes.get_string("auto_pad", "NOTSET")
-    if kind.startswith("SAME"):
-        spans = [(size - 1) * step + 1 for size, step in zip(kernel, dilations)]
-        totals = [
-            max(0, (outputs - 1) * stride + span - inputs)
-            for inputs, outputs, stride, span in zip(before, after, strides, spans)
-        ]
-        smaller, larger = [total // 2 for total in totals], [-(-total // 2) for total in totals]
-        pads = smaller + larger if kind == "SAME_UPPER" else larger + smaller
-    elif kind == "VALID":
-        pads = [0] * 2 * rank
-    for name, values in (
-        ("kernel_shape", kernel), ("strides", strides), ("dilations", dilations), ("pads", pads),
-    ):  # fmt: skip
-        attributes.add(ir.AttrInt64s(name, tuple(values)))
-    attributes.pop("auto_pad", None)
-
-
-def _scale_channels(graph: ir.Graph, node: ir.Node) -> None:
-    """Replace a batch norm that follows no convolution by a product and a sum."""
-    parameters = [_constant(node, index) for index in range(1, 5)]
-    scale, shift, mean, variance = parameters
-    if scale is None or shift is None or mean is None or variance is None:
-        return
-    factor = scale / np.sqrt(variance + np.float32(node.attributes.get_float("epsilon", 1e-5)))
-    shape = (-1, *(1,) * (len(_shape(node.inputs[0])) - 2))
-    name = value_name(node.inputs[1])
-    product = ir.node(
-        "Mul", [node.inputs[0], _add_constant(graph, f"{name}.factor", factor.reshape(shape))]
-    )
-    product.outputs[0].type, product.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
-    offset = _add_constant(graph, f"{name}.offset", (shift - mean * factor).reshape(shape))
-    _replace(graph, node, [product, ir.node("Add", [product.outputs[0], offset])])
-
-
 def _free_batch(model: ir.Model) -> None:
     """Make the batch size dynamic again.
 
@@ -341,9 +212,9 @@ def _free_batch(model: ir.Model) -> None:
         ExportError: A constant or a target of a `Reshape` depends on the batch size.
     """
     for node in model.graph:
-        shape = _shape(node.outputs[0])
+        shape = shape_of(node.outputs[0])
         if node.op_type == "Reshape" and shape and shape[0] % BATCH == 0:
-            target = _add_constant(model.graph, f"{node.name}.shape", np.array([-1, *shape[1:]]))
+            target = add_constant(model.graph, f"{node.name}.shape", np.array([-1, *shape[1:]]))
             node.replace_input_with(1, target)
     for value in model.graph.initializers.values():
         tensor = value.const_value
@@ -358,7 +229,7 @@ def _free_batch(model: ir.Model) -> None:
                 GRAPH_HINT,
             )
     for value in ir.convenience.create_value_mapping(model.graph).values():
-        shape = _shape(value)
+        shape = shape_of(value)
         if value.is_initializer() or not shape:
             continue
         many = shape[0] // BATCH
@@ -375,37 +246,3 @@ def _name(graph: ir.Graph) -> None:
         if not node.outputs[0].is_graph_output():
             node.outputs[0].name = node.name
     graph.outputs[0].name = OUTPUT_NAME
-
-
-def _constant(node: ir.Node, index: int) -> npt.NDArray[Any] | None:
-    value = node.inputs[index] if index < len(node.inputs) else None
-    return None if value is None or value.const_value is None else value.const_value.numpy()
-
-
-def _shape(value: ir.Value | None) -> tuple[int, ...]:
-    """Return the shape of a tensor, with -1 for unknown sizes; empty if it is unknown."""
-    return (
-        ()
-        if value is None or value.shape is None
-        else tuple(d if isinstance(d, int) else -1 for d in value.shape)
-    )
-
-
-def _add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
-    while name in graph.initializers:
-        name += ".plain"
-    value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
-    graph.register_initializer(value)
-    return value
-
-
-def _replace(graph: ir.Graph, node: ir.Node, added: list[ir.Node]) -> None:
-    """Replace a node by `added`, the last of which computes its output."""
-    last = added[-1].outputs[0]
-    last.type, last.shape = node.outputs[0].type, node.outputs[0].shape
-    added[-1].name = node.name
-    for index, new in enumerate(added[:-1]):
-        new.name = f"{node.name}.{index}"
-    graph.insert_before(node, added)
-    ir.convenience.replace_all_uses_with(node.outputs[0], last, replace_graph_outputs=True)
-    graph.remove(node, safe=True)

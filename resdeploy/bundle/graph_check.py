@@ -215,6 +215,17 @@ def _space_to_depth(node: Node, inputs: list[Shape], weights: dict[str, Weight])
     return batch, channels * block * block, height // block, width // block
 
 
+def _reduce(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    axes = struct.unpack(f"<{inputs[1][0]}q", weights[node.inputs[1]].data)
+    rank = len(inputs[0])
+    if not all(-rank <= axis < rank for axis in axes):
+        raise TypeError("axes")
+    reduced = {axis % rank for axis in axes}
+    if _integer(node, "keepdims", 1):
+        return tuple(1 if i in reduced else size for i, size in enumerate(inputs[0]))
+    return tuple(size for i, size in enumerate(inputs[0]) if i not in reduced)
+
+
 def _matrices(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
     first, second = inputs
     if len(first) < 2 or len(second) < 2 or first[-1] != second[-2]:
@@ -240,6 +251,7 @@ OPERATORS: dict[str, Rule] = {
     "Concat": _concat,
     "Conv": _conv,
     "DequantizeLinear": _same,
+    "Div": _broadcast,
     "Elu": _same,
     "Flatten": _flatten,
     "Gelu": _same,
@@ -255,6 +267,7 @@ OPERATORS: dict[str, Rule] = {
     "Mul": _broadcast,
     "Pad": _pad,
     "QuantizeLinear": _same,
+    "ReduceSum": _reduce,
     "Relu": _same,
     "Reshape": _reshape,
     "Sigmoid": _same,
