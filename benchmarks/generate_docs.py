@@ -2,7 +2,8 @@
 
     python -m benchmarks.generate_docs
 
-It reads `docs/results/*.json`. Results with a known schema become tables, others are only listed.
+It reads `docs/results/*.json`. Results with a known schema become tables, others are listed with
+the sentences of `OTHERS`.
 """
 
 from __future__ import annotations
@@ -44,13 +45,36 @@ HEAD = """# Performance
 These tables are generated from the files in `docs/results`, which the named scripts wrote.
 The date and the machine are below each table. On another machine the figures differ.
 """
+LIMIT = (
+    " Share of the limit: the speed as a share of the highest one that the measured rates of "
+    "matrix products and of copies allow ([roofline model](benchmarks.md#the-limit-of-the-machine))"
+    ". It can be above 100 %: the limit counts all data as moved from memory, and data that stay "
+    "in the caches, and other kernels, can be faster."
+)
+OTHERS = {
+    "decoding.json": "decoding of JPEG files at full and at reduced size, and its effect on the "
+    "predictions, on an AMD EPYC ([what it showed](formats.md#from-a-picture-to-the-network))",
+    "degradation.json": "training error of networks with 18 and 34 layers, with and without "
+    "shortcuts, on an Intel Xeon ([figure](training.md#network))",
+    "gpu-h100.json": "latency of ResNet-34 on an NVIDIA H100, in ONNX Runtime and PyTorch "
+    "([table](tensorrt.md#what-an-h100-showed))",
+    "serving.json": "throughput and latency of the server and of LitServe and FastAPI, on two "
+    "cores of an AMD EPYC ([tables](serving.md#what-was-measured))",
+    "training-h100.json": "training of ResNet-34 on CIFAR-10, on an NVIDIA H100 "
+    "([table](training.md#gpus))",
+    "training-h200.json": "the same training with other settings, on an NVIDIA H200 "
+    "([table](training.md#gpus))",
+}
+"""What each file without a table measured, and on which machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class PerformanceTable:
-    """A table with its title, explanation and origin."""
+    """A table with its explanation and origin."""
 
+    section: str
     title: str
+    """The part of the section that the table has for itself; empty if it has the whole section."""
     text: str
     table: str
     origin: str
@@ -78,12 +102,15 @@ def benchmark_table(documents: Sequence[Benchmark]) -> PerformanceTable:
     head = ["threads", "contender", "graph", "median", "p99", "speed-up", "95 % interval"]
     first = documents[0].environment
     return PerformanceTable(
-        title=f"Latency on {_processor(first.device)}",
+        section="Latency",
+        title=_processor(first.device),
         text=f"`python -m benchmarks.latency`: {first.model} at {size_text(first.image_size)} "
         f"pixels, batch {documents[0].results[0].batch}. Every contender has its own process; all "
-        "take turns. "
-        "Speed-ups are against PyTorch eager. On a CPU, float16 is computed in float32.",
-        table=markdown_table([*head, *(["share of the limit"] if has_limit else [])], rows),
+        "take turns. Speed-ups are against PyTorch eager. On a CPU, graphs in float16 are computed "
+        "in float32." + (LIMIT if has_limit else ""),
+        table=markdown_table(
+            [*head, *(["share of the limit"] if has_limit else [])], rows, text_columns=3
+        ),
         origin=origin([document.environment for document in documents]),
     )
 
@@ -93,11 +120,12 @@ def training_table(documents: Sequence[Training]) -> PerformanceTable:
     rows = [line.cells for document in documents for line in document.results]
     first = documents[0]
     return PerformanceTable(
-        title="Training",
+        section="Training",
+        title="",
         text=f"`python -m benchmarks.training`: {size_text(first.image_size)} pixels, batch "
         f"{first.batch_size}. The reference is a plain FP32 loop with DataLoader and Pillow; all "
         "loops take turns.",
-        table=markdown_table(TRAINING_HEAD, rows),
+        table=markdown_table(TRAINING_HEAD, rows, text_columns=2),
         origin=origin([document.environment for document in documents]),
     )
 
@@ -108,7 +136,8 @@ def quantization_table(documents: Sequence[Quantization]) -> PerformanceTable:
     rows = [cells[:-2] for cells in quantization_cells(document.rows)]
     draws = len({row.seed for row in document.rows})
     return PerformanceTable(
-        title="Accuracy of INT8",
+        section="Accuracy of INT8",
+        title="",
         text=f"`python -m benchmarks.quantization`: a {document.environment.model} with a top-1 "
         f"accuracy of {document.fp32_top1:.2f} % in FP32 on {document.validation_images:,} images. "
         f"Figures are means over {draws} random sets of {document.calibration_images} calibration "
@@ -130,7 +159,7 @@ FORMATS: Mapping[str, tuple[type[Any], Callable[[Sequence[Any]], PerformanceTabl
 
 
 def read_tables(folder: Path) -> tuple[dict[str, PerformanceTable], list[str]]:
-    """Return the tables by file name without suffix, and the names of the other files."""
+    """Return the tables by file name without suffix, and a line of text on each other file."""
     tables: dict[str, PerformanceTable] = {}
     others = []
     for path in sorted(folder.glob("*.json")):
@@ -138,7 +167,10 @@ def read_tables(folder: Path) -> tuple[dict[str, PerformanceTable], list[str]]:
         if documents:
             tables[path.stem] = FORMATS[documents[0].schema][1](documents)
         else:
-            others.append(path.name)
+            days = sorted(set(re.findall(r'"date": "([\d-]{10})', path.read_text("utf-8"))))
+            words = [OTHERS.get(path.name, ""), " and ".join(days)]
+            about = ", ".join(word for word in words if word)
+            others.append(f"[{path.name}](results/{path.name}){about and ': '}{about}")
     return tables, others
 
 
@@ -154,15 +186,15 @@ def make_performance_page(tables: Mapping[str, PerformanceTable], others: Sequen
     """Return the text of `docs/performance.md`."""
     blocks = [NOTICE, HEAD.strip()]
     for name, table in tables.items():
-        blocks += [
-            f"## {table.title}",
-            table.text,
-            table.table,
-            f"{table.origin} [All figures](results/{name}.json)",
-        ]
+        section, title = f"## {table.section}", f"### {table.title}"
+        text = [] if table.text in blocks else [table.text]
+        if section not in blocks:
+            blocks += [section, *text]
+            text = []
+        blocks += [*([title] if table.title else []), *text, table.table]
+        blocks.append(f"{table.origin} [All figures](results/{name}.json)")
     if others:
-        listed = "\n".join(f"* [{name}](results/{name})" for name in others)
-        blocks += ["## Other measurements", listed]
+        blocks += ["## Other measurements", "\n".join(f"* {line}" for line in others)]
     return "\n\n".join(blocks) + "\n"
 
 

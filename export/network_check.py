@@ -108,14 +108,13 @@ def measure_shift(
 
 
 def shift_warnings(check: NetworkCheck | None, source: Source) -> list[ExportWarning]:
-    """Return a warning if the images are unlike those of the training."""
+    """Return a warning if the inputs of the batch norms differ from those in training."""
     if check is None or check.shift is None or check.shift.fits:
         return []
-    message = "the calibration images are unlike those that the batch norms of the network saw in "
-    message += "training"
+    message = "the inputs of the batch norms differ from those in training"
     hint = "check --image-size, and that mean and std are those of the training; or give images "
-    hint += "like those of the training with --calibration-data; batch norms that were trained for "
-    hint += "fewer than about 50 steps never saw enough"
+    hint += "like those of the training with --calibration-data; or train longer, if the training "
+    hint += "had fewer than about 50 steps: before, the statistics of batch norms have not settled"
     if source.is_own:
         message = "the statistics of the batch norms have not settled on the run's training images"
         hint = "train in more steps: more --epochs, more images or a smaller --batch-size; if the "

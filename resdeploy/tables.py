@@ -38,6 +38,22 @@ def factor(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
+def signed(value: float, decimals: int) -> str:
+    """Return a number with its sign, which is a plus for all that is rounded to 0."""
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}"
+
+
+def two_digits(value: float) -> str:
+    """Return a number with two significant digits, such as `0.70`, or with all before its point."""
+    return f"{value:.0f}" if 9.95 <= abs(value) < 1e6 else f"{value:#.2g}"
+
+
+def joined(words: Sequence[str]) -> str:
+    """Return a list in words, such as `a, b and c`; it has at least one word."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a text table; the first column is aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows)]
@@ -51,9 +67,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table with the same alignment."""
-    alignment = [":--", *["--:"] * (len(head) - 1)]
+def markdown_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1
+) -> str:
+    """Return a Markdown table whose first columns are aligned to the left, the others to the right.
+
+    Args:
+        head: Names of the columns.
+        rows: Cells of each row.
+        text_columns: Number of columns that are aligned to the left.
+    """
+    alignment = [":--"] * text_columns + ["--:"] * (len(head) - text_columns)
     first, *others = (list(map(markdown_cell, row)) for row in [head, *rows])
     return "\n".join(f"| {' | '.join(row)} |" for row in [first, alignment, *others])
 

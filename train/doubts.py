@@ -29,14 +29,19 @@ def majority_baseline(splits: DataSplits) -> tuple[str, float]:
 
 def reasons_to_doubt(config: TrainingConfig, splits: DataSplits, steps: int) -> Iterator[str]:
     """Yield a sentence with a remedy for each setting that is too small; an epoch has `steps`."""
-    label, count = Counter(splits.train.labels).most_common()[-1]
+    counts = Counter(splits.train.labels)
+    label, count = counts.most_common()[-1]
     arch = config.arch or "resnet34"
     few, remedy = FEW_IMAGES, f"start from weights with --init, such as torchvision's {arch}-*.pth"
     if config.init is not None:
         few, remedy = FEW_IMAGES_WITH_INIT, "add images"
-    if count < few:
-        counted = plural(count, "training image")
-        yield f"'{splits.train.classes[label]}' has {counted}, fewer than {few}; {remedy}"
+    small, name = sum(found < few for found in counts.values()), splits.train.classes[label]
+    if small == 1:
+        yield f"'{name}' has {plural(count, 'training image')}, fewer than {few}; {remedy}"
+    elif small:
+        part = f"all {small}" if small == len(counts) else f"{small} of {len(counts)}"
+        yield (f"{part} classes have fewer than {few} training images; the smallest, '{name}', has "
+               f"{count}; {remedy}")  # fmt: skip
     if config.batch_size > (images := len(splits.train.labels)):
         yield (
             f"the batch of {config.batch_size} images is larger than the {images} training images, "
@@ -44,7 +49,7 @@ def reasons_to_doubt(config: TrainingConfig, splits: DataSplits, steps: int) -> 
         )
     if steps * config.epochs < FEW_STEPS and not config.qat:
         yield (f"training has only {plural(steps * config.epochs, 'step')}; use more images, more "
-               f"--epochs or a smaller --batch-size for at least {FEW_STEPS}")  # fmt: skip
+               f"--epochs or a smaller --batch-size for at least {FEW_STEPS} steps")  # fmt: skip
     if (count := len(splits.val.labels)) < FEW_VAL_IMAGES:
         place = ", or a folder val/ with" if splits.held_out else " to val/, to have"
         yield (f"the accuracy is measured on only {plural(count, 'validation image')}; add "

@@ -255,9 +255,7 @@ class _Trainer:
         )
         self._log("%s", "taking the best epoch so far" if self.finish else HEADER)
         while self.position.epochs_done < config.epochs and not self.finish:
-            if stopped := reason_to_stop(self.metrics, config):
-                self._log("stopped after %d of %d epochs: %s", len(self.metrics), config.epochs,
-                          stopped)  # fmt: skip
+            if reason_to_stop(self.metrics, config):
                 break
             self._train_epoch(train_batches)
             found = self._evaluate(val_batches)

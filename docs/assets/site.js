@@ -6,12 +6,16 @@ const mend = () => {
     pages.removeAttribute("aria-labelledby");
     pages.setAttribute("aria-label", `Pages: ${pages.querySelector("label").textContent.trim()}`);
   }
+  for (const code of document.querySelectorAll("pre > code")) {
+    code.style.setProperty("--columns", Math.max(...code.textContent.split("\n").map((line) => line.length)));
+  }
   const boxes = "pre > code, .md-typeset__scrollwrap, p:has(> img)";
   for (const box of document.querySelectorAll(boxes)) {
-    box.classList.toggle("scrolls", box.scrollWidth > box.clientWidth);
-    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    const scrolls = box.scrollWidth > box.clientWidth + 4; // fewer pixels hide nothing
+    box.classList.toggle("scrolls", scrolls);
+    if (scrolls) box.tabIndex = 0;
   }
 };
 new MutationObserver(mend).observe(document.body, { childList: true, subtree: true });
-addEventListener("resize", mend);
+new ResizeObserver(mend).observe(document.querySelector("article"));
 mend();

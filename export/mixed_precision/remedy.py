@@ -94,7 +94,7 @@ def find_remedy(
         encoding=recipe.encoding,
         options=(),
         images=found.images,
-        held_out=artifact.quality is not None,
+        origin=None if artifact.quality is None else artifact.quality.origin,
         agreement=found.agreement,
         sqnr_db=found.sqnr_db,
     )

@@ -46,7 +46,7 @@ def trade_off_points(
     progress: Progress,
     stopwatch: Stopwatch = measure_ms,
 ) -> tuple[TradeOffPoint, ...]:
-    """Return a point for FP32, every calibrator and every mixture, with the CPU graphs' latencies.
+    """Return points with the CPU graphs' latencies: FP32, every calibrator and every mixture.
 
     Latencies are measured with `image` (1, H, W, 3). All calibrators have the same latency, because
     ranges do not change the speed. TensorRT's graphs have no latency: only TensorRT runs them fast.
@@ -95,4 +95,13 @@ def trade_off_points(
                 chosen=calibrator == used and {*layers} == {*in_float.get(graph.encoding, ())},
             )
         )
+    if not any(point.chosen and point.encoding is Encoding.CPU for point in points):
+        points.append(  # no images chose it: there was one calibrator, and no search
+            TradeOffPoint(
+                encoding=Encoding.CPU, calibrator=recipe.calibrator,
+                layers=tuple(in_float.get(Encoding.CPU, ())), agreement=None, drop=None, images=0,
+                float_share_percent=100 * conv_share(model, recipe.in_float)[1],
+                p50_ms=latencies[recipe.in_float], chosen=True,
+            )
+        )  # fmt: skip
     return tuple(points)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from resdeploy.bundle.bundle import ANALYSIS, Bundle
-from resdeploy.bundle.manifest import Artifact, Encoding, Precision
+from resdeploy.bundle.manifest import Artifact, Encoding, Precision, QualityOrigin
 from resdeploy.json_documents import decode, parse
 
-SCHEMA = "resdeploy.analysis/2"
+SCHEMA = "resdeploy.analysis/3"
 # At 30 dB, about 98.5 % of 5,000 CIFAR-10 images kept their class in ResNet-34, and at 32 dB 98.9 %
 # (measured 2026-11-23). A few dozen golden images cannot show 99 %, so the SQNR counts, too.
 ENOUGH_AGREEMENT, ENOUGH_SQNR_DB = 99.0, 30.0
@@ -83,8 +83,8 @@ class Remedy:
     graph is accurate enough."""
     images: int
     """Number of images on which `agreement` was measured."""
-    held_out: bool
-    """True if these are images that did not calibrate the graph, False for golden images."""
+    origin: QualityOrigin | None
+    """Origin of these images; None for golden images."""
     agreement: float
     """Images with the predicted class of the float network, in percent."""
     sqnr_db: float

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from resdeploy.tables import plural
+from resdeploy.tables import factor, plural, two_digits
 
 # Measured with a ResNet-34 on CIFAR-10 (32 pixels), as ranges over draws of 64 and 256 images. The
 # median over the norms separates right from wrong better than their maximum, which a few unusual
@@ -85,8 +85,8 @@ class BatchNormShift:
         """Return the figures with their limits: those above them, or both if none is."""
         both = [
             (self.mean_shift / self.mean_limit,
-             f"their means are {self.mean_shift:.2g} standard deviations from those in training "
-             f"(limit {self.mean_limit:.2g})"),
+             f"their means are {two_digits(self.mean_shift)} standard deviations from those in "
+             f"training (limit {two_digits(self.mean_limit)})"),
             (self.first_variance_octaves / self.variance_limit,
              "the variance at the first one differs by a factor of "
              f"{variance_factor(self.first_variance_octaves)} "
@@ -98,7 +98,8 @@ class BatchNormShift:
 
 def variance_factor(octaves: float) -> str:
     """Return the factor between two variances as text; at most 2**1000, which is a float."""
-    return f"{2 ** min(octaves, 1000.0):.3g}"
+    ratio = 2 ** min(octaves, 1000.0)
+    return factor(ratio) if ratio < 1e6 else f"{ratio:.2e}"
 
 
 def summarise_norms(images: int, norms: Sequence[NormShift]) -> BatchNormShift:

@@ -101,8 +101,9 @@ class TradeOffPoint:
     """Layers in float that could be in INT8."""
     float_share_percent: float
     """Share of the convolutions' multiply-accumulates that is in float, in percent."""
-    agreement: float
-    """Images with the same predicted class as FP32, in percent."""
+    agreement: float | None
+    """Images with the same predicted class as FP32, in percent; None if no images chose between
+    graphs."""
     drop: float | None
     """Drop in accuracy against FP32, in percentage points; None if it was not measured."""
     images: int

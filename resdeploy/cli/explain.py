@@ -11,7 +11,7 @@ from resdeploy.bundle.manifest import Encoding, Precision, graph_name
 from resdeploy.bundle.quality import relevant_warnings
 from resdeploy.cli.options.common import THREADS, Integers
 from resdeploy.cli.options.console import PATH, CommandResult, command, reject_options, result_text
-from resdeploy.tables import NONE, WORST, factor, plural, table
+from resdeploy.tables import NONE, WORST, factor, plural, signed, table
 
 BAR = 14  # width of the longest bar, so that a table fits into 80 columns
 
@@ -86,7 +86,7 @@ def explanation_text(result: Explanation) -> str:
             "weights" if layer.low is None else f"{layer.low:.3g} to {layer.high:.3g}",
             noise_text(layer.sqnr_alone_db),
             ("#" * round(BAR * noise_percent(layer.sqnr_alone_db) / most)).ljust(BAR),
-            f"{layer.gain_db:+.2f} dB",
+            f"{signed(layer.gain_db, 2)} dB",
         ]
         for layer in result.layers[:WORST]
     ]

@@ -30,7 +30,7 @@ from resdeploy.cli.options.console import (
 )
 from resdeploy.cli.options.preprocessing import preprocessing_options, take_settings
 from resdeploy.images.preprocessing_choice import describe_choice
-from resdeploy.tables import table
+from resdeploy.tables import table, two_digits
 
 if TYPE_CHECKING:
     from resdeploy.bundle.batch_norm_shift import BatchNormShift
@@ -233,7 +233,7 @@ def parity_table(artifacts: Sequence[Artifact]) -> str:
             f"{artifact.int8_convs}/{artifact.convs}",
             f"{artifact.parity.agreement:.1f} %",
             f"{artifact.parity.sqnr_db:.1f} dB",
-            f"{artifact.parity.max_error:.2g}",
+            two_digits(artifact.parity.max_error),
             *([quality_text(artifact.quality)] if judged else []),
         ]
         for artifact in artifacts
@@ -288,7 +288,7 @@ def calibration_lines(record: CalibrationRecord | None) -> list[str]:
         for kind, name in record.method.items()
     )
     count = len({score.calibrator for score in record.scores})
-    how = f" (the highest SQNR of {count} rules on {record.scoring_images} held-out images)"
+    how = f" (the highest SQNR of {count} rules on {record.scoring_images} further images)"
     lines = [
         f"calibrated on {record.images} images; rule for the INT8 ranges: {chosen}"
         f"{how if count else ''}"

@@ -165,7 +165,7 @@ def report_text(report: PredictionReport) -> str:
     total, lines = report.images + report.failed, list[str]()
     if report.images:
         lines.append(
-            f"{plural(report.images, 'image')} in {report.seconds:.1f} s "
+            f"{plural(report.images, 'image')} in {_seconds_text(report.seconds)} "
             f"({report.images_per_second:.1f} images/s), "
             f"computed by {report.artifact} on {report.backend}"
         )
@@ -178,6 +178,10 @@ def report_text(report: PredictionReport) -> str:
             f"the first: {report.first_failed}"
         )
     return "\n".join(lines)
+
+
+def _seconds_text(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
 @result_text

@@ -9,7 +9,7 @@ from click import argument, option
 
 from resdeploy.cli.options.common import FORCE, WEIGHTS, Integers
 from resdeploy.cli.options.console import PATH, CommandResult, command, exit_code, result_text
-from resdeploy.tables import NONE, WORST, duration_text, plural, table
+from resdeploy.tables import NONE, WORST, duration_text, plural, signed, table
 
 NEARLY_ALL = 0.99  # of the images: then top-1 accuracy differs by at most one point
 
@@ -150,7 +150,7 @@ def _cells(row: CandidateResult) -> list[str]:
         cells += [f"{row.top1:.1f} %", "{:.1f} to {:.1f}".format(*row.top1_interval)]
     if row.difference is not None and row.difference_interval:
         low, high = row.difference_interval
-        return [*cells, f"{row.difference:+.1f}", f"{low:+.1f} to {high:+.1f}"]
+        return [*cells, signed(row.difference, 1), f"{signed(low, 1)} to {signed(high, 1)}"]
     return [*cells, NONE, NONE]
 
 

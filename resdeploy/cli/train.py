@@ -217,16 +217,19 @@ def train(
 
 @result_text
 def training_text(result: TrainingResult) -> str:
+    chosen = ", which also chose the epoch" if result.epochs > 1 else ""
     lines = [
         f"{result.run}: top-1 accuracy {result.accuracy:.2f} % after "
         f"{plural(result.epochs, 'epoch')} ({result.images_per_second:.0f} images/s)",
-        f"measured on {plural(result.val_images, 'held-out image')}; always predicting the most "
-        f"frequent class gives {result.baseline_accuracy:.2f} %",
+        f"measured on {plural(result.val_images, 'held-out image')}{chosen}; "
+        f"always predicting the most frequent class gives {result.baseline_accuracy:.2f} %",
     ]
     if result.stopped:
         lines.append(f"stopped before epoch {result.planned_epochs}: {result.stopped}")
     if result.best_epoch < result.epochs:
-        lines.append(f"the saved network is that of epoch {result.best_epoch}, the best one")
+        lines.append(
+            f"the saved network is that of epoch {result.best_epoch}, the most accurate one"
+        )
     lines += unread_lines(result.unreadable, result.passed_over)
     if result.accuracy > result.baseline_accuracy:
         lines.append(f"next: resdeploy export {quote(str(result.run))} --fp16 --int8")

@@ -14,7 +14,7 @@ from resdeploy.cli.options.common import BACKEND, ISSUER, PRECISION, THREADS, Fi
 from resdeploy.cli.options.console import PATH, CommandResult, command, exit_code, result_text
 from resdeploy.images.formats import unread_lines
 from resdeploy.readable_text import readable
-from resdeploy.tables import plural, table
+from resdeploy.tables import plural, signed, table
 
 if TYPE_CHECKING:
     from resdeploy.result_files.verification import Verification
@@ -82,8 +82,8 @@ def verification_text(result: Verification) -> str:
                 [
                     f"{line.sqnr_db:.1f} dB",
                     f"{line.top1:.2f} %",
-                    f"{line.drop:+.2f}",
-                    f"{line.drop_upper95:+.2f}, limit {result.max_drop:g}",
+                    signed(line.drop or 0.0, 2),
+                    f"{signed(line.drop_upper95 or 0.0, 2)}, limit {result.max_drop:g}",
                 ]
                 if with_labels
                 else []

@@ -43,8 +43,8 @@ def other_setting_facts(preprocessing: Preprocessing) -> tuple[tuple[str, str], 
     facts = {
         "decoding": "whole"
         if gap is None
-        else f"JPEG files at 1/2, 1/4 or 1/8 of their size if {gap:g} times the size after the "
-        "resize is left"
+        else "large JPEG files at 1/2, 1/4 or 1/8 of their size, but at no less than "
+        f"{gap:g} times the size after the resize"
     }
     if preprocessing.crop_offset is CropOffset.DOWN:
         facts["offset of the crop"] = "rounded down"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from resdeploy.errors import needs_extra
 from resdeploy.pages.blocks import Page
 from resdeploy.readable_text import readable, readable_texts
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 TEMPLATE = "pages/page.html.j2"
 
@@ -29,9 +33,21 @@ def to_html(page: Page) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["unbroken"] = _unbroken
+    environment.filters["unbroken"] = lambda words: _whole_options(_unbroken(words))
+    environment.filters["whole_options"] = _whole_options
     text = environment.get_template(TEMPLATE).render(page=readable_texts(page))
     return readable(text, keep="\n\t").encode()
+
+
+def _whole_options(text: str) -> Markup:
+    """Return text in which no line ends within an option, whose hyphens would allow it.
+
+    The text that is copied from the page stays the same, as it would not with other characters.
+    """
+    from markupsafe import Markup, escape  # of Jinja
+
+    pattern = r"(?<![\w-])--?[A-Za-z][\w-]*"
+    return Markup(re.sub(pattern, r'<span class="option">\g<0></span>', str(escape(text))))
 
 
 def _unbroken(text: str) -> str:

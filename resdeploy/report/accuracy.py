@@ -11,7 +11,7 @@ from resdeploy.pages.svg import intervals
 from resdeploy.report.graphs import SQNR_TEXT
 from resdeploy.result_files.verification import ArtifactResult, Rule, Verification
 from resdeploy.statistics import MAX_IMAGES, Verdict, wilson_interval
-from resdeploy.tables import percentage, plural
+from resdeploy.tables import percentage, plural, signed
 
 MAX_CONFUSED_PAIRS = 10
 
@@ -33,13 +33,16 @@ def decision_sentence(result: Verification) -> str:
     most, drop = max(needed, key=lambda pair: pair[0])
     count = f"about {most:,}" if most <= MAX_IMAGES else f"not even {MAX_IMAGES:,}"
     limit = plural(result.decided_drop, "point")
-    sentence = f"{count} labelled images decide whether the drop is at most {limit}"
+    fewer = result.max_drop is not None and most < result.images
+    verb = "would have been enough to decide" if fewer else "decide"
+    sentence = f"{count} labelled images {verb} whether the drop is at most {limit}"
     if result.max_drop is None:
         return (
             f"accuracy is not judged: {sentence}, if predictions change as often as at the export, "
             "and become right as often as wrong"
         )
-    return f"{sentence}, if it stays at {drop or 0.0:+.2f} points, as on these"
+    given = "at a drop of" if fewer else "if it stays at"
+    return f"{sentence}, {given} {signed(drop or 0.0, 2)} points, as on these"
 
 
 def verification_summary(result: Verification) -> str:
@@ -89,15 +92,14 @@ def _accuracy(result: Verification) -> Table:
     rows = []
     for line in result.results:
         assert line.top1 is not None
-        assert line.drop is not None
         low, high = wilson_interval(round(line.top1 * result.images / 100), result.images)
         rows.append(
             (
                 _graph(line),
                 line.backend,
                 line.verdict.value,
-                f"{line.drop:+.2f}",
-                f"{line.drop_upper95:+.2f}",
+                signed(line.drop or 0.0, 2),
+                signed(line.drop_upper95 or 0.0, 2),
                 percentage(line.top1, 2),
                 f"{low:.2f} to {high:.2f}",
             )
@@ -105,7 +107,9 @@ def _accuracy(result: Verification) -> Table:
     return Table(
         caption=f"Top-1 accuracy on {result.images:,} labelled images. A graph passes if its "
         f"accuracy is at most {plural(result.max_drop or 0.0, 'point')} below that of FP32, with "
-        "95 % confidence. Drop: accuracy of FP32 less that of the graph, in percentage points. "
+        "95 % confidence; FP32 itself is reproduced if this machine computes what the export "
+        "computed. Drop: "
+        "accuracy of FP32 less that of the graph, in percentage points. "
         "95 % bound: the true drop is not larger, with 95 % confidence. Top-1: share of the images "
         "whose most likely class is the label, with its 95 % confidence interval.",
         head=("graph", "backend", "verdict", "drop", "95 % bound", "top-1", "95 % interval"),
@@ -162,10 +166,15 @@ def _golden_check(result: Verification) -> Table:
         if judges
         else ""
     )
+    exact = (
+        " Bit-exact: all logits must be equal, bit for bit."
+        if any(line.rule is Rule.BIT_EXACT for line in result.results)
+        else ""
+    )
     return Table(
         caption=f"Arithmetic of this machine on {golden.described}. The bundle stores these images "
         f"with the logits of {golden.reference_name}; the limit for INT8 is the SQNR of the same "
-        f"graph at the export less 3 dB, and at least 3 dB.{words}",
+        f"graph at the export less 3 dB, and at least 3 dB.{exact}{words}",
         head=("graph", "backend", *(("verdict", "agreement") if judges else ()), "SQNR and limit"),
         rows=rows,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.images.formats import unread_lines
 from resdeploy.pages.blocks import Block, Facts, Figure, Section, Table, Text
@@ -16,7 +17,7 @@ from resdeploy.result_files.comparison import (
     LayerChange,
 )
 from resdeploy.statistics import Verdict
-from resdeploy.tables import percentage, plural, table
+from resdeploy.tables import percentage, plural, signed, table
 
 MAX_LAYER_NAMES = 8
 
@@ -48,54 +49,58 @@ def comparison_section(result: Comparison) -> Section:
     return Section(title=f"Changes from {result.first} to {result.second}", blocks=tuple(blocks))
 
 
-def comparison_summary(result: Comparison) -> str:
-    """Return the limits of a comparison, and the notices that are no reasons of its verdict."""
-    reasons = verdict_reasons(result)
-    parts = [f"First: {result.first}; second: {result.second}", *_limits(result)]
-    notices = [notice for notice in result.notices if notice not in reasons]
-    return " ".join(f"{line[0].upper()}{line[1:]}." for line in ("; ".join(parts), *notices))
+def comparison_summary(result: Comparison) -> list[str]:
+    """Return sentences: the limits of a comparison, the reasons of its verdict, and its notices."""
+    limits = "; ".join([f"First: {result.first}; second: {result.second}", *_limits(result)])
+    lines = dict.fromkeys((limits, *verdict_reasons(result), *result.notices))
+    return [f"{line[0].upper()}{line[1:]}." for line in lines]
 
 
 def verdict_reasons(result: Comparison) -> list[str]:
     """Return why a comparison failed or is inconclusive: which limit is exceeded, and by how much.
 
-    Of several graphs or contenders, only the slowest or least accurate one is named.
+    Of several graphs or contenders, only the slowest or least accurate one is named; of those that
+    are inconclusive, the one that may be it, by the upper bound.
     """
     if result.verdict not in (Verdict.FAIL, Verdict.INCONCLUSIVE):
         return []
     failed = result.verdict is Verdict.FAIL
     reasons = list[str]()
     if drops := [line for line in result.accuracy if line.verdict is result.verdict]:
-        drop, limit = max(drops, key=lambda line: line.drop), plural(result.max_drop, "point")
+        drop = max(drops, key=lambda line: line.drop if failed else line.drop_high)
+        limit = plural(result.max_drop, "point")
         reasons.append(
-            f"the {_metric(drop)} drop of {drop.artifact}{_others(drops)} is "
+            f"the {_metric(drop)} drop of {drop.artifact}{_others(drops, 'graph')} is "
             + (
                 f"{drop.drop:.2f} points, {drop.drop - result.max_drop:.2f} above the limit of "
                 if failed
-                else f"between {drop.drop_low:+.2f} and {drop.drop_high:+.2f} points, limit "
+                else f"between {signed(drop.drop_low, 2)} and {signed(drop.drop_high, 2)} points, "
+                "limit "
             )
             + limit
         )
     if slowdowns := [line for line in result.latency if line.verdict is result.verdict]:
-        slow = max(slowdowns, key=lambda line: line.slowdown)
+        slow = max(slowdowns, key=lambda line: line.slowdown if failed else line.slowdown_high)
+        noun = "graph" if len({line.contender for line in slowdowns}) == 1 else "contender"
         reasons.append(
-            f"the slowdown of {slow.contender} {slow.graph}{_others(slowdowns)} is "
+            f"the slowdown of {slow.contender} {slow.graph}{_others(slowdowns, noun)} is "
             + (
                 f"{slow.slowdown:.1f} %, {slow.slowdown - result.max_slowdown:.1f} points above "
                 "the limit of "
                 if failed
-                else f"between {slow.slowdown_low:+.1f} and {slow.slowdown_high:+.1f} %, limit "
+                else f"between {signed(slow.slowdown_low, 1)} and "
+                f"{signed(slow.slowdown_high, 1)} %, limit "
             )
             + f"{result.max_slowdown:g} %"
         )
     if result.accuracy or not failed:  # a benchmark without a contender does not fail
         missing = ", ".join(result.missing)
-        reasons += [f"{result.second} lacks {missing}"] if missing else []
+        reasons += [f"missing in {result.second}: {missing}"] if missing else []
     return reasons if result.accuracy else [*reasons, *result.notices]
 
 
-def _others(lines: Sequence[object]) -> str:
-    return f" (and of {len(lines) - 1} more, by less)" if len(lines) > 1 else ""
+def _others(lines: Sequence[object], noun: str) -> str:
+    return f" (and of {plural(len(lines) - 1, f'more {noun}')})" if len(lines) > 1 else ""
 
 
 def _metric(line: AccuracyChange) -> str:
@@ -123,8 +128,10 @@ def _accuracy(result: Comparison) -> list[Table]:
             line.artifact,
             line.backend,
             line.verdict.value,
-            f"{line.drop:+.2f}",
-            f"{line.drop_low:+.2f} to {line.drop_high:+.2f}" if line.different else "bit-identical",
+            signed(line.drop, 2),
+            f"{signed(line.drop_low, 2)} to {signed(line.drop_high, 2)}"
+            if line.different
+            else "bit-identical",
             percentage(line.first, 2),
             percentage(line.second, 2),
             f"{line.images:,}",
@@ -155,8 +162,8 @@ def _latency(result: Comparison) -> list[Table]:
             line.graph,
             line.contender,
             line.verdict.value,
-            f"{line.slowdown:+.1f} %",
-            f"{line.slowdown_low:+.1f} to {line.slowdown_high:+.1f}",
+            f"{signed(line.slowdown, 1)} %",
+            f"{signed(line.slowdown_low, 1)} to {signed(line.slowdown_high, 1)}",
             f"{line.first_ms:.2f} ms",
             f"{line.second_ms:.2f} ms",
             str(line.batch),
@@ -170,10 +177,21 @@ def _latency(result: Comparison) -> list[Table]:
         "graph", "contender", "verdict", "slowdown", interval, "first", "second", "batch",
         "threads",
     )  # fmt: skip
-    relative = f", relative to {first.relative_to} in the same run" if first.relative_to else ""
+    words = ""
+    if first.relative_to:
+        words = (
+            f" It compares the times relative to {first.relative_to} in the same run, so it is not "
+            "the ratio of the two columns."
+        )
+    elif first.seconds is not None:
+        words = (
+            " It is the median of the ratios of times measured in turn, not the ratio of the two "
+            "columns. The confidence is higher than that of the accuracy, because the interval is "
+            "examined several times during the measurement."
+        )
     caption = (
-        f"Median latency of both. The slowdown is that of the second{relative}, with its "
-        f"{interval} in %. The verdict is pass if the whole interval is at most "
+        "Median latency of both. The slowdown is that of the second, with its "
+        f"{interval} in %.{words} The verdict is pass if the whole interval is at most "
         f"{result.max_slowdown:g} %, the limit; it is fail if the whole interval is above the "
         "limit; otherwise it is inconclusive."
     )
@@ -212,7 +230,9 @@ def _intervals(
 
 def _differences(result: Comparison) -> list[tuple[str, str]]:
     """Return the layers, calibrators and graphs that only one side has, by their place."""
-    differences = [(f"INT8 graph for {c.encoding.value}", _layers(c)) for c in result.layers]
+    differences = [
+        (f"{graph_name('int8', change.encoding)}.onnx", _layers(change)) for change in result.layers
+    ]
     sides = ((result.first, result.missing), (result.second, result.added))
     return differences + [(f"only in {name}", ", ".join(found)) for name, found in sides if found]
 
@@ -225,7 +245,10 @@ def _image_notes(result: Comparison) -> list[str]:
 
 
 def _time_notes(result: Comparison) -> list[str]:
-    return _joined((f"{line.contender} {line.graph}", _times(line)) for line in result.latency)
+    return _joined(
+        (f"{line.contender} {line.graph} {_measured(line)}", _times(line))
+        for line in result.latency
+    )
 
 
 def _joined(outcomes: Iterable[tuple[str, str]]) -> list[str]:
@@ -250,40 +273,46 @@ def _images(line: AccuracyChange) -> str:
         )
     digits = max(len(str(needed - line.images)) - 2, 0)
     rounded = math.ceil((needed - line.images) / 10**digits) * 10**digits
-    more = f"about {rounded:,} more would decide, if predictions change as often"
+    more = f"about {rounded:,} more would decide, if as few predictions change as on these"
     return f"accuracy inconclusive on {count}; {more}"
 
 
 def _times(line: LatencyChange) -> str:
-    """Return how long a measurement decided or would decide the latency of a contender."""
+    """Return whether the latency of a contender was decided, and what was or is enough for it."""
     noun = "round" if line.seconds is None else "start"
-    measured, needed = plural(line.samples, noun), line.samples_to_decide
-    if line.seconds is not None:
-        measured = f"{line.seconds:.0f} s ({measured})"
+    needed = line.samples_to_decide
     if line.verdict is not Verdict.INCONCLUSIVE:
         if needed is None or needed >= line.samples:
-            return f"latency decided in {measured}"
-        return f"latency decided in {measured}; about {plural(needed, noun)} would have been enough"
+            return "latency decided"
+        return f"latency decided; about {plural(needed, noun)} would have been enough"
     if needed is None:
         return (
-            f"latency inconclusive after {measured}, and more would not decide: the slowdown is "
-            "about the limit, or the machine is too noisy"
+            "latency inconclusive, and more would not decide: the slowdown is about the limit, or "
+            "the machine is too noisy"
         )
     more = max(needed - line.samples, 1)
-    time = "" if line.seconds is None else f"{line.seconds * more / line.samples:.0f} s "
-    return (
-        f"latency inconclusive after {measured}; about {time}({plural(more, noun)}) more would "
-        "decide"
-    )
+    samples = plural(more, noun)
+    if line.seconds is not None:
+        samples = f"{line.seconds * more / line.samples:.0f} s ({samples})"
+    return f"latency inconclusive; about {samples} more would decide"
+
+
+def _measured(line: LatencyChange) -> str:
+    if line.seconds is None:
+        return f"after {plural(line.samples, 'round')}"
+    return f"after {line.seconds:.0f} s ({plural(line.samples, 'start')} of both)"
 
 
 def _layers(change: LayerChange) -> str:
     changes = [
-        f"{plural(len(names), 'layer')} to {precision} "
+        f"{plural(len(names), 'layer')} from {before} to {after} "
         f"({', '.join(names[:MAX_LAYER_NAMES])}{', ...' if len(names) > MAX_LAYER_NAMES else ''})"
-        for names, precision in ((change.to_float, "float"), (change.to_int8, "INT8"))
+        for names, before, after in (
+            (change.to_float, "INT8", "float"),
+            (change.to_int8, "float", "INT8"),
+        )
         if names
     ]
     if change.calibrators[0] != change.calibrators[1]:
-        changes.append(f"calibrator {change.calibrators[0]} to {change.calibrators[1]}")
+        changes.append(f"calibrator from {change.calibrators[0]} to {change.calibrators[1]}")
     return "; ".join(changes)

@@ -10,6 +10,7 @@ from resdeploy.bundle.analysis import Analysis
 from resdeploy.bundle.batch_norm_shift import BatchNormShift, shift_sentence, variance_factor
 from resdeploy.bundle.calibration_record import (
     CalibrationRecord,
+    explain_calibrator,
     float_layers_sentence,
     target_sentence,
 )
@@ -25,17 +26,9 @@ from resdeploy.report.layers import layer_blocks
 from resdeploy.report.trade_off import trade_off_blocks
 from resdeploy.result_files.benchmark import LayerTimes
 from resdeploy.result_files.provenance import Environment, without_folders
-from resdeploy.tables import WORST, percentage, plural
+from resdeploy.tables import WORST, percentage, plural, two_digits
 
 Document = TypeVar("Document")
-CALIBRATORS_TEXT = (
-    "A calibrator is the rule that chooses the range of values that the 256 steps of INT8 cover. "
-    "max: all values of the calibration images; image-97: the range that 97 % of the images do not "
-    "exceed; percentile-99.9: 99.9 % of the values; entropy: the least divergence of the "
-    "distributions before and after; mse: the least squared error. SQNR: "
-    "signal-to-quantisation-noise ratio of the logits (more is better), the median over the "
-    "images; p5: its 5th percentile, which shows the worst images."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +79,7 @@ def _sections(bundle: BundleContents) -> list[tuple[str, tuple[Block, ...]]]:
     record = calibration_record(manifest) if manifest.calibration is not None else None
     sections.append(("Graphs", (*graph_blocks(manifest, record), _input(manifest))))
     if manifest.batch_norm_shift is not None:
-        sections.append(("Batch norms on the images", _batch_norms(manifest.batch_norm_shift)))
+        sections.append(("Batch norms", _batch_norms(manifest.batch_norm_shift)))
     if record is not None:
         sections.append(("Calibration", _calibration(record)))
         if trade_offs := trade_off_blocks(record.points):
@@ -117,15 +110,12 @@ def _batch_norms(shift: BatchNormShift) -> tuple[Block, ...]:
         Table(
             caption=f"The {len(worst)} of {plural(len(shift.norms), 'batch norm')} whose input "
             "differs most from that in training. Mean: distance in recorded standard deviations; "
-            "variance: factor. Both are medians over the channels. The limits are not for single "
-            f"batch norms: the median of all {len(shift.norms)} means is {shift.mean_shift:.2g} "
-            f"(limit {shift.mean_limit:.2g}), and the variance of the first one in the network "
-            "differs by a factor of "
-            f"{variance_factor(shift.first_variance_octaves)} "
-            f"(limit {variance_factor(shift.variance_limit)}).",
+            "variance: factor. Both are medians over the channels. The limits above are for the "
+            f"median of all {len(shift.norms)} means and for the variance at the first batch norm "
+            "in the network, not for single ones.",
             head=("batch norm", "mean", "variance"),
             rows=tuple(
-                (norm.name, f"{norm.mean_shift:.2g}", variance_factor(norm.variance_octaves))
+                (norm.name, two_digits(norm.mean_shift), variance_factor(norm.variance_octaves))
                 for norm in worst
             ),
             html_only=True,
@@ -168,15 +158,16 @@ def _scores(record: CalibrationRecord, encoding: Encoding, *, explained: bool) -
     """Return the scores of one graph's calibrators, the best first."""
     scores = [score for score in record.scores if score.encoding is encoding]
     scores.sort(key=lambda score: score.merit, reverse=True)
-    words = "" if explained else f" {CALIBRATORS_TEXT}"
+    words = "" if explained else f" {_calibrators_text(record)}"
     if encoding is Encoding.CPU:
         words += (
             " The weights of this graph are rounded with more care after the choice, so the "
             "figures of the finished graph differ."
         )
     return Table(
-        caption=f"Calibrators of {_int8_file(encoding)} on {record.scoring_images} held-out "
-        "images. The bundle has the one with the highest score, the sum of SQNR and SQNR p5. "
+        caption=f"Calibrators of {_int8_file(encoding)} on {record.scoring_images} further images, "
+        "which only choose the calibrator. The bundle has the one with the highest score, the sum "
+        "of SQNR and SQNR p5. "
         "Agreement is too coarse for this choice (one image is "
         f"{percentage(100 / max(record.scoring_images, 1))}); it decides only between equal "
         f"scores.{words}",
@@ -197,6 +188,17 @@ def _scores(record: CalibrationRecord, encoding: Encoding, *, explained: bool) -
             if score.calibrator == record.method.get(encoding.value)
         ),
         html_only=True,
+    )
+
+
+def _calibrators_text(record: CalibrationRecord) -> str:
+    """Return the meaning of each kind of calibrator in the tables, and of their columns."""
+    names = {score.calibrator.partition("-")[0]: score.calibrator for score in record.scores}
+    return (
+        "A calibrator is the rule that chooses the range of values that the 256 steps of INT8 "
+        f"cover. {'; '.join(map(explain_calibrator, names.values()))}. SQNR: "
+        "signal-to-quantisation-noise ratio of the logits (more is better), the median over the "
+        "images; p5: its 5th percentile, which shows the worst images."
     )
 
 

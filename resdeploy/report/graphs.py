@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from resdeploy.bundle.calibration_record import CalibrationRecord
 from resdeploy.bundle.manifest import Artifact, Manifest, Quality, QualityOrigin
 from resdeploy.pages.blocks import Table
 from resdeploy.statistics import wilson_interval
-from resdeploy.tables import NONE, percentage, plural
+from resdeploy.tables import NONE, joined, percentage, plural, two_digits
 
 USES = {
     "fp32": "any machine (reference)",
@@ -23,22 +21,26 @@ SQNR_TEXT = (
 )
 
 
-def export_summary(manifest: Manifest) -> list[str]:
-    """Return a sentence with the agreement of each graph for each set of images."""
+def export_summary(manifest: Manifest, name: str = "") -> list[str]:
+    """Return a sentence with the agreement of each graph for each set of images.
+
+    `name` is that of the bundle, if the page is about several ones.
+    """
+    begin = f"At the export of {name}" if name else "At the export"
     judged = {a.file: a.quality for a in manifest.artifacts if a.quality is not None}
     others = {a.file: a.parity.agreement for a in manifest.artifacts if a.file not in judged}
     golden, sentences = manifest.golden, []
     if judged:
         qualities = {file: quality.agreement for file, quality in judged.items()}
         images = _quality_images(next(iter(judged.values())))
-        sentences.append(_agreement_sentence(qualities, "FP32", images))
+        sentences.append(f"{begin}, {_agreement(qualities, 'FP32', images)}.")
     if others:
         images = plural(golden.images, f"{golden.kind} image")
         note = {
             "golden": " The bundle stores these images with their results, to check any machine.",
             "synthetic": " Synthetic images check the arithmetic, not the accuracy.",
         }[golden.kind]
-        sentences.append(_agreement_sentence(others, golden.reference_name, images) + note)
+        sentences.append(f"{begin}, {_agreement(others, golden.reference_name, images)}.{note}")
     return sentences
 
 
@@ -51,22 +53,16 @@ def graph_blocks(manifest: Manifest, record: CalibrationRecord | None) -> tuple[
     return (*tables, _golden_images(manifest, explained=bool(judged)))
 
 
-def _agreement_sentence(shares: dict[str, float], reference: str, images: str) -> str:
+def _agreement(shares: dict[str, float], reference: str, images: str) -> str:
     """Return which graphs had the same predicted class as `reference` for which share of images."""
     files: dict[str, list[str]] = {}
     for file, share in shares.items():
         files.setdefault("all" if share == 100 else percentage(share, 2), []).append(file)
-    groups = [f"{_and(names)} for {part}" for part, names in files.items()]
+    groups = [f"{joined(names)} for {part}" for part, names in files.items()]
     ((part, names), *_), rest = files.items(), "; ".join(["", *groups[1:]])
     return (
-        f"At the export, {_and(names)} predicted the same class as {reference} for {part} of the "
-        f"{images}{rest}."
+        f"{joined(names)} predicted the same class as {reference} for {part} of the {images}{rest}"
     )
-
-
-def _and(words: Iterable[str]) -> str:
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _quality_images(quality: Quality) -> str:
@@ -161,7 +157,7 @@ def _golden_images(manifest: Manifest, *, explained: bool) -> Table:
                 percentage(artifact.parity.agreement),
                 f"{artifact.parity.sqnr_db:.1f} dB",
                 f"{artifact.parity.sqnr_db_p5:.1f} dB",
-                f"{artifact.parity.max_error:.2g}",
+                two_digits(artifact.parity.max_error),
             )
             for artifact in manifest.artifacts
         ),

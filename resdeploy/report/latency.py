@@ -81,7 +81,8 @@ def _times(result: Benchmark) -> Table:
     return Table(
         caption="Latency and throughput. p50: median of the milliseconds per call; 90 and 99 % of "
         f"the calls do not exceed p90 and p99. Speed-up: against {result.baseline_name}, with its "
-        "95 % confidence interval.",
+        "95 % confidence interval; it is computed from the ratios within rounds, in which all take "
+        "turns, not from the column p50.",
         head=("contender", "p50", "speed-up", "95 % interval", "images/s", "p90", "p99"),
         rows=rows,
         highlighted=frozenset([fastest]),

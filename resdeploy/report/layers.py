@@ -12,11 +12,11 @@ from resdeploy.bundle.analysis import (
     LayerCost,
     Remedy,
 )
-from resdeploy.bundle.manifest import Encoding, graph_name
+from resdeploy.bundle.manifest import Encoding, QualityOrigin, graph_name
 from resdeploy.pages import svg
 from resdeploy.pages.blocks import Block, Figure, Table, Text
 from resdeploy.result_files.benchmark import LayerTimes
-from resdeploy.tables import NONE, percentage, plural
+from resdeploy.tables import NONE, percentage, plural, two_digits
 
 NOISIEST = 12  # layers in the plot
 MAX_NAMES = 8
@@ -87,22 +87,27 @@ def noise_text(sqnr_db: float | None) -> str:
     percent = noise_percent(sqnr_db)
     if percent < 1e-4:  # 60 dB; nobody needs to tell smaller values apart
         return "< 0.0001 %"
-    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
+    return f"{two_digits(percent)} %"
 
 
 def remedy_lines(remedy: Remedy) -> list[str]:
     """Return sentences with the action, what it gains and what it costs."""
     graph = f"{graph_name('int8', remedy.encoding)}.onnx"
     limits = f"{ENOUGH_AGREEMENT:g} % and {ENOUGH_SQNR_DB:g} dB"
-    images = plural(remedy.images, "held-out image" if remedy.held_out else "golden image")
-    step = f"; one image is {percentage(100 / remedy.images)}" if remedy.agreement < 100 else ""
+    images = {
+        None: plural(remedy.images, "golden image"),
+        QualityOrigin.HELD_OUT: plural(remedy.images, "held-out image"),
+        QualityOrigin.CROSS_VALIDATION: f"{plural(remedy.images, 'calibration image')} "
+        "(by cross-validation)",
+    }[remedy.origin]
+    step = f" (one image is {percentage(100 / remedy.images)})" if remedy.agreement < 100 else ""
     agreement = (
-        f"{graph} predicts the class of FP32 for {percentage(remedy.agreement)} of {images} "
-        f"(limit {ENOUGH_AGREEMENT:g} %{step})."
+        f"{graph} predicts the class of FP32 for {percentage(remedy.agreement)} of {images}"
+        f"{step}; {ENOUGH_AGREEMENT:g} % and more need no remedy."
     )
     sqnr = (
-        f"On the golden images, the SQNR of its logits is {remedy.sqnr_db:.1f} dB "
-        f"(limit {ENOUGH_SQNR_DB:g} dB)."
+        f"On the golden images, the SQNR of its logits is {remedy.sqnr_db:.1f} dB; "
+        f"{ENOUGH_SQNR_DB:g} dB and more need no remedy."
     )
     if not remedy.options and remedy.mixture is None:
         return [f"No action is needed: {agreement}", sqnr]
@@ -165,6 +170,8 @@ def _histogram(values: ActivationHistogram) -> Figure:
         f"values from {values.low:.3g} to {values.high:.3g}, quantisation range from "
         f"{values.range_low:.3g} to {values.range_high:.3g}"
     )
+    inside = values.range_low <= values.low and values.high <= values.range_high
+    clipped = "" if inside else "; values outside are clipped"
     return Figure(
         svg=svg.histogram(
             values.heights,
@@ -177,5 +184,5 @@ def _histogram(values: ActivationHistogram) -> Figure:
         ),
         caption=f"Activations of {values.tensor} on the calibration images. "
         f"{ranges[0].upper()}{ranges[1:]}.",
-        legend=(("mark0", "quantisation range; values outside are clipped"),),
+        legend=(("mark0", f"quantisation range{clipped}"),),
     )

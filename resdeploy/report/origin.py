@@ -8,20 +8,21 @@ from resdeploy.images.preprocessing import size_text
 from resdeploy.machine.conditions import Conditions
 from resdeploy.machine.device import Device
 from resdeploy.machine.nvml import Gpu
-from resdeploy.pages.blocks import Commands, Facts, Section
+from resdeploy.pages.blocks import Block, Commands, Facts, Section
 from resdeploy.result_files.provenance import Environment
 
 
 def origin_section(environments: Sequence[tuple[str, Environment]]) -> Section:
-    """Return the facts that all environments share, then the others, then the commands."""
+    """Return the facts that all environments share, then all commands, then the other facts."""
     facts = [(name, _facts(environment)) for name, environment in environments]
     shared = [fact for fact in facts[0][1] if all(fact in found for _, found in facts)]
-    blocks = [Facts(facts=tuple(shared))] if shared else []
+    commands = tuple(dict.fromkeys(e.command for _, e in environments if e.command))
+    blocks: list[Block] = [Facts(facts=tuple(shared))] if shared else []
+    blocks.append(Commands(lines=commands))
     for name, found in facts:
         if others := tuple(fact for fact in found if fact not in shared):
             blocks.append(Facts(caption=name, facts=others))
-    commands = tuple(dict.fromkeys(e.command for _, e in environments if e.command))
-    return Section(title="Provenance", blocks=(*blocks, Commands(lines=commands)))
+    return Section(title="Provenance", blocks=tuple(blocks))
 
 
 def subject_text(environment: Environment) -> str:
@@ -46,7 +47,7 @@ def software_text(device: Device) -> str:
         board and board.l4t and f"L4T {board.l4t}",
         device.cuda and f"CUDA {device.cuda}",
         device.tensorrt and f"TensorRT {device.tensorrt}",
-        device.container and f"container {device.container}",
+        device.container and f"{device.container} container",
     )
 
 

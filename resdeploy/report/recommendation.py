@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from shlex import quote
 
 from resdeploy.bundle.manifest import graph_name
-from resdeploy.report.comparison import verdict_reasons
 from resdeploy.result_files.benchmark import Benchmark, Timing
 from resdeploy.result_files.comparison import Comparison
 from resdeploy.result_files.verification import ArtifactResult, Verification
@@ -67,17 +66,16 @@ def recommendation(
 
 
 def _replacement(result: Comparison) -> str:
-    first, second, reasons = result.first, result.second, "; ".join(verdict_reasons(result))
+    """Return the decision; the summary of the page has its reasons."""
+    first, second = result.first, result.second
     deployable = result.accuracy or result.identical  # two benchmarks are not
     if result.verdict in GOOD:
         return f"{second} {'can replace' if deployable else 'is within the limit of'} {first}."
     keep = f"Keep {first}: " if deployable else ""
     if result.verdict is Verdict.FAIL:
-        return f"{keep}{second} failed, because {reasons}."
+        return f"{keep}{second} failed the comparison."
     article = "the" if keep else "The"
-    return (
-        f"{keep}{article} measurements do not show that {second} is within the limits: {reasons}."
-    )
+    return f"{keep}{article} measurements do not show that {second} is within the limits."
 
 
 def _same_bundle(result: Benchmark, verification: Verification) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 from resdeploy.bundle.analysis import Analysis, read_analysis
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.file_check import check_files
-from resdeploy.bundle.manifest import Manifest
-from resdeploy.bundle.quality import grouped_by_hint
+from resdeploy.bundle.manifest import ExportWarning, Manifest
+from resdeploy.bundle.quality import grouped_by_hint, named_warnings
 from resdeploy.filesystem import refuse_existing_file, write_file
 from resdeploy.pages.blocks import Page
 from resdeploy.pages.markdown import to_markdown
@@ -31,9 +31,11 @@ from resdeploy.report.recommendation import recommendation
 from resdeploy.result_files import benchmark, comparison, verification
 from resdeploy.result_files.benchmark import Benchmark, LayerTimes
 from resdeploy.result_files.comparison import Comparison
+from resdeploy.result_files.provenance import shown_path
 from resdeploy.result_files.reader import read_results
 from resdeploy.result_files.verification import Verification
 from resdeploy.statistics import Verdict, worst_verdict
+from resdeploy.tables import joined
 
 LayerTimer = Callable[[Bundle], LayerTimes]
 """Function that measures the layers of a bundle on this machine."""
@@ -66,7 +68,8 @@ class ReportInputs:
             times = time_layers(bundle) if time_layers else None
             analysis = read_analysis(bundle)
             manifest = replace(bundle.manifest, warnings=warnings)
-            self.bundles.append(BundleContents(bundle.path.name, manifest, analysis, times))
+            name = shown_path(bundle.path)
+            self.bundles.append(BundleContents(name, manifest, analysis, times))
             return
         for result in read_results(name, DOCUMENTS):
             if isinstance(result, Benchmark):
@@ -137,17 +140,11 @@ def make_page(inputs: ReportInputs) -> Page:
         *(result.verdict for result in inputs.comparisons),
         *(result.verdict for result in inputs.verifications),
     ]
-    warnings = [
-        *(warning for result in inputs.verifications for warning in result.warnings),
-        *(warning for result in inputs.comparisons for warning in result.warnings),
-        *(warning for result in inputs.benchmarks for warning in result.warnings),
-        *(warning for bundle in bundles for warning in bundle.manifest.warnings),
-    ]
     names = [bundle.name for bundle in bundles]
     advice = recommendation(names, inputs.comparisons, inputs.verifications, inputs.benchmarks)
     return Page(
         title=_title(inputs),
-        lead="; ".join(network_text(bundle.manifest) for bundle in bundles),
+        lead=_lead(bundles),
         # A bundle alone has no verdict: nothing was judged on images that could decide.
         verdict=worst_verdict(verdicts) if verdicts else None,
         subject="; ".join(
@@ -164,12 +161,16 @@ def make_page(inputs: ReportInputs) -> Page:
         ),
         recommendation=advice.sentence,
         commands=advice.commands,
-        warnings=tuple(grouped_by_hint(warnings)),
+        warnings=tuple(grouped_by_hint(_warnings(inputs))),
         summary=(
-            *map(comparison_summary, inputs.comparisons),
+            *(line for result in inputs.comparisons for line in comparison_summary(result)),
             *map(verification_summary, inputs.verifications),
             *map(benchmark_summary, inputs.benchmarks),
-            *(line for bundle in bundles for line in export_summary(bundle.manifest)),
+            *(
+                line
+                for bundle in (() if inputs.comparisons else bundles)
+                for line in export_summary(bundle.manifest, bundle.name if bundles[1:] else "")
+            ),
         ),
         sections=(
             *map(comparison_section, inputs.comparisons),
@@ -184,6 +185,33 @@ def make_page(inputs: ReportInputs) -> Page:
 def bundle_page(name: str, manifest: Manifest, analysis: Analysis | None) -> Page:
     """Return the report of a bundle that is being exported."""
     return make_page(ReportInputs(bundles=[BundleContents(name, manifest, analysis)]))
+
+
+def _warnings(inputs: ReportInputs) -> list[ExportWarning]:
+    """Return the warnings of all inputs; with several bundles, each with its bundle's name."""
+    owned: list[tuple[str | None, Sequence[ExportWarning]]] = [
+        *((result.environment.bundle, result.warnings) for result in inputs.verifications),
+        *((result.environment.bundle, result.warnings) for result in inputs.benchmarks),
+        *((bundle.name, bundle.manifest.warnings) for bundle in inputs.bundles),
+    ]
+    several = inputs.comparisons or len({Path(name).name for name, _ in owned if name}) > 1
+    return [
+        *(warning for result in inputs.comparisons for warning in result.warnings),
+        *(
+            warning
+            for name, found in owned
+            for warning in (named_warnings(name, found) if several and name else found)
+        ),
+    ]
+
+
+def _lead(bundles: Sequence[BundleContents]) -> str:
+    names: dict[str, list[str]] = {}
+    for bundle in bundles:
+        names.setdefault(network_text(bundle.manifest), []).append(bundle.name)
+    if len(bundles) == 1:
+        return network_text(bundles[0].manifest)
+    return "; ".join(f"{joined(found)}: {network}" for network, found in names.items())
 
 
 def _title(inputs: ReportInputs) -> str:

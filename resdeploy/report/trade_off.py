@@ -9,7 +9,7 @@ from resdeploy.bundle.calibration_record import TradeOffPoint
 from resdeploy.bundle.manifest import Encoding, Precision, graph_name
 from resdeploy.pages.blocks import Block, Figure, Table
 from resdeploy.pages.svg import PlotPoint, scatter
-from resdeploy.tables import NONE, percentage, plural
+from resdeploy.tables import NONE, percentage, plural, signed
 
 SHAPES = {Encoding.FLOAT: 2, Encoding.CPU: 0, Encoding.TENSORRT: 1}
 
@@ -48,6 +48,8 @@ def trade_off_blocks(points: Sequence[TradeOffPoint]) -> tuple[Block, ...]:
     for point in points:
         key = point.encoding, point.calibrator, point.layers
         # All layers in INT8 are evaluated for the calibrators, and in a search on more images.
+        if point.agreement is None:
+            continue
         if key[:2] in used and (key not in kept or point.images > kept[key].images):
             kept[key] = point
     ordered = sorted(kept.values(), key=lambda point: (not point.chosen, _cost(point)))
@@ -61,7 +63,7 @@ def _blocks(points: Sequence[TradeOffPoint], costs: _Costs) -> list[Block]:
     if not any(point.layers for point in points):
         return []
     blocks: list[Block] = []
-    if len({_cost(point) for point in points}) > 1 < len({point.agreement for point in points}):
+    if len({_cost(point) for point in points}) > 1 < len({_agreement(point) for point in points}):
         blocks.append(_plot(points, costs))
     return [*blocks, _table(points, costs)]
 
@@ -69,19 +71,19 @@ def _blocks(points: Sequence[TradeOffPoint], costs: _Costs) -> list[Block]:
 def _plot(points: Sequence[TradeOffPoint], costs: _Costs) -> Figure:
     numbers: dict[tuple[float, float], list[str]] = {}
     for number, point in enumerate(points, 1):
-        numbers.setdefault((_cost(point), point.agreement), []).append(str(number))
+        numbers.setdefault((_cost(point), _agreement(point)), []).append(str(number))
     marks = [
         PlotPoint(
             _cost(point),
-            point.agreement,
-            ", ".join(numbers.pop((_cost(point), point.agreement), [])),
+            _agreement(point),
+            ", ".join(numbers.pop((_cost(point), _agreement(point)), [])),
             SHAPES.get(point.encoding, 0),
             point.chosen,
         )
         for point in points
     ]
     described = "; ".join(
-        f"{_setting(point)}: {point.agreement:.2f} % at {_cost(point):.3g}" for point in points
+        f"{_setting(point)}: {_agreement(point):.2f} % at {_cost(point):.3g}" for point in points
     )
     return Figure(
         svg=scatter(
@@ -109,7 +111,7 @@ def _table(points: Sequence[TradeOffPoint], costs: _Costs) -> Table:
         rows=tuple(
             (
                 f"{number}: {_setting(point)}",
-                percentage(point.agreement, 2),
+                percentage(_agreement(point), 2),
                 percentage(_cost(point)) if point.p50_ms is None else f"{point.p50_ms:.2f} ms",
                 *((_drop(point),) if drop_known else ()),
                 f"{point.images:,}",
@@ -122,7 +124,12 @@ def _table(points: Sequence[TradeOffPoint], costs: _Costs) -> Table:
 
 
 def _drop(point: TradeOffPoint) -> str:
-    return NONE if point.drop is None else f"{point.drop:+.2f}"
+    return NONE if point.drop is None else signed(point.drop, 2)
+
+
+def _agreement(point: TradeOffPoint) -> float:
+    assert point.agreement is not None  # `trade_off_blocks` leaves such points out
+    return point.agreement
 
 
 def _cost(point: TradeOffPoint) -> float:

@@ -18,6 +18,7 @@ from resdeploy.benchmark_process.workload import (
     write_pictures,
 )
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import graph_name
 from resdeploy.machine.conditions import notices
 from resdeploy.machine.device import Device, Scope, available_cores, read_device
 from resdeploy.machine.host import Host
@@ -183,7 +184,10 @@ def _baseline_facts(baseline: ContenderRunner, bundle: Bundle) -> BaselineFacts:
 def wide_intervals(timings: Sequence[Timing], within: float) -> list[str]:
     """Return a sentence about the intervals that are not narrow enough."""
     widths = [
-        (relative_width(t.speedup, t.speedup_low, t.speedup_high), f"{t.contender} {t.precision}")
+        (
+            relative_width(t.speedup, t.speedup_low, t.speedup_high),
+            f"{t.contender} {graph_name(t.precision, t.encoding)}",
+        )
         for t in timings
         if t.speedup and t.speedup_low and t.speedup_high
     ]

@@ -188,6 +188,13 @@ class Classification(Struct, frozen=True):
     results: list[PictureClasses]
 
 
+class ModelWarning(Struct, frozen=True):
+    """A doubt about the accuracy of a model, and its remedy."""
+
+    message: str
+    hint: str
+
+
 class ModelStats(Struct, frozen=True):
     """The current state of a model."""
 
@@ -196,7 +203,7 @@ class ModelStats(Struct, frozen=True):
     queue: int
     backend: str
     artifact: str
-    warnings: list[str]
+    warnings: list[ModelWarning]
 
 
 class Stats(Struct, frozen=True):

@@ -25,6 +25,7 @@ from resdeploy.runtime.serving.schemas import (
     OUTPUT_TYPE,
     ModelMetadata,
     ModelStats,
+    ModelWarning,
     RepositoryEntry,
     ServerMetadata,
     Stats,
@@ -79,7 +80,7 @@ class Service:
                 queue=model.depth,
                 backend=instance.backend if (instance := model.active_instance) else "",
                 artifact=instance.artifact if instance else "",
-                warnings=[doubt.message for doubt in model.warnings],
+                warnings=[ModelWarning(doubt.message, doubt.hint) for doubt in model.warnings],
             )
             for name, model in self.models.items()
         ]

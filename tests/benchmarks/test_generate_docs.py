@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -49,6 +50,18 @@ def test_every_table_names_its_machine_and_date() -> None:
         assert "cores" in table.origin
 
 
+def test_the_page_explains_each_kind_of_result_once_and_each_file() -> None:
+    tables, others = read_tables(RESULTS)
+    text = make_performance_page(tables, others)
+    assert text.count("python -m benchmarks.latency") == text.count("Share of the limit:") == 1
+    assert text.count("\n## Latency\n") == 1
+    assert text.count("\n### ") == sum(name.startswith("latency") for name in tables) > 1
+    assert "| 1 | pytorch-eager | fp32 |" in text
+    assert "| :-- | :-- | :-- | --: |" in text  # words are aligned to the left
+    for line in others:
+        assert re.fullmatch(r"\[([\w-]+\.json)\]\(results/\1\): .+ on .+, 2026-\d\d-\d\d", line)
+
+
 def test_new_results_appear_on_the_page(tmp_path: Path) -> None:
     documents = [jsonable(benchmark()), jsonable(benchmark(cpu="Other <CPU>"))]
     (tmp_path / "latency.json").write_text(json.dumps(documents))
@@ -57,7 +70,7 @@ def test_new_results_appear_on_the_page(tmp_path: Path) -> None:
     text = make_performance_page(tables, others)
     assert "4.32x" in text
     assert "AMD EPYC, 2 cores and Other &lt;CPU&gt;, 2 cores" in text
-    assert "* [unknown.json](results/unknown.json)" in text
+    assert "* [unknown.json](results/unknown.json)\n" in text
 
 
 def test_rejects_a_damaged_result(tmp_path: Path) -> None:

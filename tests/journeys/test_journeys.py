@@ -20,7 +20,7 @@ from tests.forked import COMMAND, FULL_DISK, Forked
 from tests.results import read_document
 from tests.samples import CLASSES
 
-NOT_AS_TRAINED = "unlike those that the batch norms"
+NOT_AS_TRAINED = "the inputs of the batch norms differ"
 # Each run of a benchmark starts a process per contender.
 TWO_RUNS = """
 from resdeploy.runtime.bench import stopping_rule

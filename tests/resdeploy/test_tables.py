@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resdeploy.tables import factor, percentage, plural
+from resdeploy.tables import factor, percentage, plural, signed, two_digits
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,18 @@ def test_only_all_and_nothing_look_like_it(value: float, decimals: int, text: st
 )
 def test_factors_have_three_digits(value: float, text: str) -> None:
     assert factor(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.7, "0.70"), (1.0, "1.0"), (9.96, "10"), (128.4, "128"), (4.33e-6, "4.3e-06"),
+        (0.0, "0.0"), (3e9, "3.0e+09"),
+    ],
+)  # fmt: skip
+def test_trailing_zeros_are_digits(value: float, text: str) -> None:
+    assert two_digits(value) == text
+
+
+def test_nothing_has_no_minus() -> None:
+    assert (signed(-0.04, 1), signed(0.04, 1), signed(-0.06, 1)) == ("+0.0", "+0.0", "-0.1")

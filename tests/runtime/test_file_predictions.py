@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,8 @@ def test_files_are_classified_in_order_past_broken_ones(
     assert "black.png: its pixels are all equal" in predictions_text(black)
     assert (report.images, report.failed, report.first_failed) == (11, 2, names[0])
     assert f"2 of 13 images could not be classified; the first: {names[0]}" in report_text(report)
+    brief = dataclasses.replace(report, seconds=0.019)
+    assert report_text(brief).startswith("11 images in 19 ms (")
 
 
 def test_a_folder_of_which_nothing_can_be_read(model: Model, tmp_path: Path) -> None:

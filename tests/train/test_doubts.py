@@ -39,8 +39,12 @@ def test_the_baseline_is_the_most_frequent_class_of_the_training(
         ((500, 500), (60, 40), {}, []),
         ((500, 9), (60, 40), {"init": "a.pth"}, ["'dog' has 9 .*, fewer than 10; add"]),
         ((500, 99), (60, 40), {}, ["'dog' has 99 training images, fewer than 100; .* --init"]),
+        (
+            (48, 50), (60, 40), {"epochs": 100},
+            ["all 2 classes have fewer than 100 training images; .* 'cat', has 48; start"],
+        ),
         ((500, 500), (9, 9), {}, ["only 18 validation images"]),
-        ((500, 500), (60, 40), {"epochs": 3}, ["training has only 48 steps; .*--epochs"]),
+        ((500, 500), (60, 40), {"epochs": 3}, ["only 48 steps; .* for at least 100 steps$"]),
         ((500, 500), (60, 40), {"epochs": 3, "init": "a.pth", "qat": True}, []),
         (
             (500, 500), (60, 40), {"batch_size": 2000, "epochs": 100},

@@ -23,7 +23,7 @@ def curve_figures(metrics: Sequence[EpochMetrics], outcome: RunOutcome) -> tuple
 
     The accuracy's plot also marks the accuracy of always predicting the most frequent class.
     """
-    best, baseline = f"best epoch: {outcome.best_epoch}", outcome.baseline_accuracy
+    best, baseline = f"most accurate epoch: {outcome.best_epoch}", outcome.baseline_accuracy
     accuracies: Curve = [(line.epoch, line.accuracy) for line in metrics]
     losses: Curve = [(line.epoch, max(line.loss, LEAST)) for line in metrics]
     val_losses: Curve = [

@@ -32,6 +32,7 @@ from resdeploy.pages.blocks import (
 )
 from resdeploy.report.origin import made_text, origin_section
 from resdeploy.result_files.provenance import Environment, shown_path, without_folders
+from resdeploy.statistics import wilson_interval
 from resdeploy.tables import percentage, plural
 from resdeploy.train.checkpoint.run import MODEL_FILE
 from resdeploy.train.config import TrainingConfig
@@ -47,6 +48,7 @@ _WORDS = {
     "arch": "network", "bf16": "bfloat16", "ema": "decay of the averaged weights",
     "init": "initial weights", "lr": "highest learning rate at a batch of 256",
     "min_area": "smallest area of a crop", "qat": "quantisation-aware training",
+    "warmup_epochs": "warm-up epochs",
 }  # fmt: skip
 _ZERO_APPLIES = ("bf16", "compile", "flip", "momentum", "seed", "warmup_epochs", "workers")
 _NOT_OF_THE_RESULT = ("preprocessing", "save_minutes", "tensorboard")
@@ -73,6 +75,9 @@ def training_page(
     """
     name, kind = shown_path(folder), "held-out" if outcome.held_out else "validation"
     network = f"{settings['network']} at {size_text(preprocessing.image_size)} pixels"
+    measured = int(evaluation.confusion.sum())
+    low, high = wilson_interval(int(evaluation.confusion.trace()), measured)
+    chosen = ", which also chose the epoch" if outcome.epochs > 1 else ""
     stopped = f"The training ended before epoch {outcome.planned_epochs}: {outcome.stopped}."
     environments = [(name, replace(environment, command=c)) for c in (command, environment.command)]
     return Page(
@@ -82,9 +87,9 @@ def training_page(
         recommendation="Next, export the network:",
         commands=(f"resdeploy export {quote(name)} --fp16 --int8",),
         summary=(
-            f"Trained on {outcome.train_images:,} images; measured on "
-            f"{evaluation.confusion.sum():,} {kind} images.",
-            f"{MODEL_FILE} holds the network of epoch {outcome.best_epoch}, the best of "
+            f"Trained on {outcome.train_images:,} images; measured on {measured:,} {kind} images "
+            f"(95 % interval {low:.1f} to {high:.1f} %){chosen}.",
+            f"{MODEL_FILE} holds the network of epoch {outcome.best_epoch}, the most accurate of "
             f"{outcome.epochs}.",
             "Always predicting the most frequent class has an accuracy of "
             f"{percentage(outcome.baseline_accuracy, 2)}.",
@@ -138,11 +143,13 @@ def _errors(
         ),
         names=frozenset([0, 1]),
     )
+    all_shown = len(evaluation.worst) == confusion.sum() - confusion.trace()
     if evaluation.worst:
         yield Pictures(
-            caption="The worst mistakes. The images are shown as the network receives them, sorted "
-            "by the probability of the true class, lowest first; percentages are the probabilities "
-            "of the true and of the predicted class. Some labels may be wrong.",
+            caption=f"{'All' if all_shown else 'The worst'} mistakes. The images are shown as "
+            "the network receives them, sorted by the probability of the true class, lowest first; "
+            "percentages are the probabilities of the true and of the predicted class. Some labels "
+            "may be wrong.",
             pictures=tuple(
                 _picture(
                     images.files[mistake.position],

@@ -31,7 +31,7 @@ END = """</main>
 </body>
 </html>
 """
-TITLES = {"schemas": "Documents", "parameters": "Parameters", "responses": "Error responses"}
+TITLES = {"schemas": "Schemas", "parameters": "Parameters", "responses": "Error responses"}
 MAX_MODELS = 20  # that the page names
 IMAGE_SIZE = (224, 224)  # in the example, if the model's size is not known
 EXAMPLE = Classification(
@@ -107,7 +107,8 @@ def _examples(url: str, models: Sequence[str], size: tuple[int, int], *, needs_t
             f"curl{token} -F a=@cat.jpg -F b=@notes.txt {classify}",
             f"curl{token} --data-binary @cat.jpg {classify}",
         ),
-        "<details><summary>Example of an answer</summary>" + _code(answer) + "</details></section>",
+        "<details><summary>Example of an answer</summary>"
+        f"<pre><code>{escape(answer)}</code></pre></details></section>",
         '<section class="wide"><h2>Send a tensor</h2>',
         "<p>The Open Inference Protocol takes images of the model's size as RGB values, here a "
         "black one in JSON, and returns the logits. The first command shows the size:</p>",
@@ -124,18 +125,20 @@ def _reference(document: Mapping[str, Any]) -> str:
     """Return the operations of an OpenAPI document, and the parts that they refer to."""
     lines = [
         '<section class="wide"><h2>All operations</h2>',
-        '<p>The same for programs: <a href="/openapi.json">OpenAPI document</a>. If the server '
-        "needs a token, send it in the header <code>Authorization: Bearer TOKEN</code>.</p>",
+        '<p>The <a href="/openapi.json">OpenAPI document</a> describes the same for programs. If '
+        "the server needs a token, send it in the header <code>Authorization: Bearer "
+        "TOKEN</code>.</p>",
     ]
     for path, item in sorted(document["paths"].items(), key=_order):
         for method in sorted({"get", "post"} & set(item)):
             shared = {"parameters": item["parameters"]} if "parameters" in item else {}
-            title = f"<code>{method.upper()} {path}</code> {escape(item[method]['summary'])}"
+            code = f"<code>{method.upper()} {_breakable(path)}</code>"
+            title = f"{code} {escape(item[method]['summary'])}"
             lines.append(_entry(title, [shared, item[method]] if shared else item[method]))
     lines.append("</section>")
     for kind, parts in document["components"].items():
         lines.append(f'<section class="wide"><h2>{TITLES.get(kind, "Access")}</h2>')
-        lines += [_entry(name, part) for name, part in parts.items()]
+        lines += [_entry(name, part, f"{kind}-{name}") for name, part in parts.items()]
         lines.append("</section>")
     return "\n".join(lines) + "\n"
 
@@ -144,10 +147,22 @@ def _order(item: tuple[str, object]) -> tuple[bool, str]:
     return not item[0].startswith("/v"), item[0]  # probes and metrics come last
 
 
-def _entry(title: str, content: Any) -> str:
-    text = msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
-    return f"<details><summary>{title}</summary>{_code(text)}</details>"
+def _entry(title: str, content: Any, identifier: str = "") -> str:
+    """Return a part of the document as JSON with links to the parts that it refers to.
+
+    A browser opens it to show the element with `identifier`, which therefore lies inside.
+    """
+    text = escape(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())
+    text = re.sub(r"#/components/(\w+)/(\w+)", r'<a href="#\1-\2">\g<0></a>', text)
+    pre = f'<pre id="{identifier}">' if identifier else "<pre>"
+    return f"<details><summary>{title}</summary>{pre}<code>{text}</code></pre></details>"
 
 
 def _code(*commands: str) -> str:
-    return "\n".join(f"<pre><code>{escape(command)}</code></pre>" for command in commands)
+    return "\n".join(f"<pre><code>{_breakable(command)}</code></pre>" for command in commands)
+
+
+def _breakable(command: str) -> str:
+    """Return HTML whose lines break between words and after slashes, but not within options."""
+    text = re.sub(r"(?<=[^/\s])/(?=[^/])", "/<wbr>", escape(command))
+    return re.sub(r"(?<=\s)-[\w-]+", r'<span class="option">\g<0></span>', text)

@@ -91,6 +91,16 @@ def test_calibrators_share_a_latency_and_tensorrt_has_none(calibration: Calibrat
         assert chosen == [calibration.recipes[encoding].calibrator]
 
 
+def test_the_graph_of_a_single_calibrator_has_a_latency(model: ir.Model, source: Source) -> None:
+    alone = calibrate(
+        model, source, calibrator="max", images=32, seed=0, golden_digests=(), progress=silent
+    )
+    image = np.zeros((1, SIZE, SIZE, 3), np.uint8)
+    points = trade_off_points(alone, image, silent, stopwatch)
+    (cpu,) = (point for point in points if point.encoding is Encoding.CPU)
+    assert (cpu.chosen, cpu.p50_ms, cpu.agreement, cpu.images) == (True, 1.0, None, 0)
+
+
 def test_takes_the_most_accurate_mixture_that_is_fast_enough(
     source: Source, calibration: Calibration
 ) -> None:

@@ -372,9 +372,9 @@ def test_rejects_a_wrong_number_of_labels(copy: Path) -> None:
     ("data", "message"),
     [
         (b"{", "analysis.json cannot be used: "),
-        (b"{}", "its schema is None, not resdeploy.analysis/2"),
+        (b"{}", "its schema is None, not resdeploy.analysis/3"),
         (b'{"schema": "resdeploy.analysis/9"}', "its schema is 'resdeploy.analysis/9', not"),
-        (b'{"schema": "resdeploy.analysis/2", "layers": []}', "the document has no "),
+        (b'{"schema": "resdeploy.analysis/3", "layers": []}', "the document has no "),
     ],
 )
 def test_rejects_a_damaged_analysis(copy: Path, data: bytes, message: str) -> None:

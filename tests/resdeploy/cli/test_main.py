@@ -280,7 +280,7 @@ def test_predict_has_the_documented_keys(tiny_bundle: Bundle, image_data: Path) 
     assert computed == 3 * [("int8-cpu", "onnxruntime-cpu")]
     text = invoke("predict", tiny_bundle.path, *pictures, "--precision", "fp32").stdout
     assert re.search(
-        r"\n2 images in \S+ s \(\S+ images/s\), computed by fp32 on onnxruntime-cpu\n$", text
+        r"\n2 images in \S+ m?s \(\S+ images/s\), computed by fp32 on onnxruntime-cpu\n$", text
     )
 
 

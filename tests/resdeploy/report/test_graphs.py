@@ -7,6 +7,7 @@ from dataclasses import replace
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.calibration_record import Score, TradeOffPoint
 from resdeploy.bundle.manifest import Encoding, Manifest, Quality, QualityOrigin
+from resdeploy.json_documents import jsonable
 from resdeploy.pages.blocks import Figure, Table
 from resdeploy.report.contents import BundleContents, bundle_sections
 from resdeploy.report.graphs import export_summary
@@ -78,7 +79,9 @@ def test_the_chosen_calibrator_is_the_first_by_the_rule_in_the_caption(
     ]  # fmt: skip
     manifest = replace(tiny_bundle.manifest, calibration=calibration)
     (table,) = (t for t in tables_of(manifest) if t.caption.startswith("Calibrators"))
-    assert "int8-dla.onnx on 128 held-out images" in table.caption
+    assert "on 128 further images, which only choose the calibrator." in table.caption
+    assert "max: the range of all values; image-97: the range that 97 % of" in table.caption
+    assert "entropy" not in table.caption  # it was not tried
     assert "highest score, the sum of SQNR and SQNR p5" in table.caption
     assert [row[:3] for row in table.rows] == [
         ("image-97", "21.5", "95.3 %"), ("max", "20.0", "96.1 %"),
@@ -121,6 +124,16 @@ def test_every_point_of_the_trade_off_has_its_number_in_the_table() -> None:
     for number in "1234":
         assert f">{number}</text>" in figure.svg
     assert "dark" not in figure.caption  # a border is light on a dark page
+
+
+def test_a_graph_without_an_agreement_has_only_a_latency(tiny_bundle: Bundle) -> None:
+    unjudged = replace(point(Encoding.CPU, (), 5.0, images=0, chosen=True), agreement=None)
+    points = (point(Encoding.FLOAT, (), 9.0, chosen=True), unjudged)
+    calibration = {**(tiny_bundle.manifest.calibration or {}), "points": jsonable(points)}
+    files, *_ = tables_of(replace(tiny_bundle.manifest, calibration=calibration))
+    latencies = {row[0]: row[2] for row in files.rows}
+    assert (latencies["fp32.onnx"], latencies["int8-cpu.onnx"]) == ("9.00 ms", "5.00 ms")
+    assert trade_off_blocks((*points, point(Encoding.CPU, ("a",), 6.0))) != ()
 
 
 def test_a_bundle_without_a_search_has_no_trade_off() -> None:

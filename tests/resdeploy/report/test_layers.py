@@ -7,13 +7,13 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from resdeploy.bundle.analysis import Analysis, LayerCost, Remedy
-from resdeploy.bundle.manifest import Encoding
+from resdeploy.bundle.analysis import ActivationHistogram, Analysis, LayerCost, Remedy
+from resdeploy.bundle.manifest import Encoding, QualityOrigin
 from resdeploy.pages.blocks import Figure, Table, Text
-from resdeploy.report.layers import layer_blocks, noise_text
+from resdeploy.report.layers import layer_blocks, noise_text, remedy_lines
 
 REMEDY = Remedy(
-    encoding=Encoding.CPU, options=(), images=32, held_out=False, agreement=100.0, sqnr_db=31.0
+    encoding=Encoding.CPU, options=(), images=32, origin=None, agreement=100.0, sqnr_db=31.0
 )
 
 
@@ -48,15 +48,41 @@ def test_the_layers_of_the_report_have_an_action() -> None:
     texts = [block.text for block in layer_blocks(ANALYSIS, None) if isinstance(block, Text)]
     assert texts == [
         "No action is needed: int8-cpu.onnx predicts the class of FP32 for 100.0 % of 32 golden "
-        "images (limit 99 %).",
-        "On the golden images, the SQNR of its logits is 31.0 dB (limit 30 dB).",
+        "images; 99 % and more need no remedy.",
+        "On the golden images, the SQNR of its logits is 31.0 dB; 30 dB and more need no remedy.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("origin", "images"),
+    [
+        (None, "32 golden images"),
+        (QualityOrigin.HELD_OUT, "32 held-out images"),
+        (QualityOrigin.CROSS_VALIDATION, "32 calibration images (by cross-validation)"),
+    ],
+)
+def test_the_images_of_an_agreement_are_named(origin: QualityOrigin | None, images: str) -> None:
+    first, _ = remedy_lines(dataclasses.replace(REMEDY, origin=origin))
+    assert f"for 100.0 % of {images}; " in first
+
+
+def test_a_histogram_speaks_of_clipping_only_if_values_are_clipped() -> None:
+    inside = ActivationHistogram(
+        tensor="x", heights=(1.0, 0.5), low=0.0, high=2.0, range_low=0.0, range_high=2.0
+    )
+    beyond = dataclasses.replace(inside, range_high=1.5)
+    blocks = layer_blocks(dataclasses.replace(ANALYSIS, histograms=(inside, beyond)), None)
+    legends = [block.legend for block in blocks if isinstance(block, Figure)][-2:]
+    assert legends == [
+        (("mark0", "quantisation range"),),
+        (("mark0", "quantisation range; values outside are clipped"),),
     ]
 
 
 def test_the_table_has_the_noise_in_percent() -> None:
     (table,) = (block for block in layer_blocks(ANALYSIS, None) if isinstance(block, Table))
     assert table.head[3:5] == ("noise, input", "noise, weights")
-    assert [row[3] for row in table.rows] == ["0.00032 %", "1 %", "0.0032 %"]
+    assert [row[3] for row in table.rows] == ["0.00032 %", "1.0 %", "0.0032 %"]
     in_float = dataclasses.replace(ANALYSIS, layers=(layer("float", None, None),))
     (table,) = (block for block in layer_blocks(in_float, None) if isinstance(block, Table))
     assert table.rows[0][3] == "-"

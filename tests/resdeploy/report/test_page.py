@@ -183,7 +183,18 @@ TABLES = """
 return [...document.querySelectorAll('.scroll')].map(region => [
   region.scrollWidth > region.clientWidth,
   getComputedStyle(region.querySelector('.hint')).visibility == 'visible',
+  region.querySelector('thead').getBoundingClientRect().top
+    - region.querySelector('.hint').getBoundingClientRect().bottom,
 ]);
+"""
+# The horizontal distance of each upright head of a confusion matrix from the centre of its column.
+HEADS = """
+return [...document.querySelectorAll('.tall thead th')].map(head => {
+  const range = document.createRange();
+  range.selectNodeContents(head);
+  const text = range.getBoundingClientRect(), column = head.getBoundingClientRect();
+  return Math.abs(text.left + text.right - column.left - column.right) / 2;
+});
 """
 
 
@@ -202,14 +213,35 @@ def test_every_page_fits_every_screen(
     with shown(browser, width=width):
         browser.get(paths[kind].as_uri())
         assert page_overflow(browser) == 0
-        for scrolls, says_so in browser.execute_script(TABLES):
+        for scrolls, says_so, distance in browser.execute_script(TABLES):
             assert scrolls == says_so
+            assert 0 <= distance < 12  # from the head of the table
         for plot in browser.execute_script(BOXES):
             texts, (left, right, _, _) = plot["texts"], plot["frame"]
             for index, (words, box) in enumerate(texts):
                 assert left <= box[0] < box[1] <= right, words
                 assert not [other for other, place in texts[:index] if touch(box, place)], words
                 assert not [line for line in plot["lines"] if touch(box, line)], words
+
+
+def test_upright_heads_stand_over_their_columns(
+    browser: webdriver.Chrome, image_data: Path, tmp_path: Path
+) -> None:
+    names = ("automobile", "mobile home", "car")
+    (tmp_path / "x.html").write_bytes(to_html(page_of_a_run(image_data, classes=names)))
+    browser.get((tmp_path / "x.html").as_uri())
+    distances = browser.execute_script(HEADS)
+    assert len(distances) == 4
+    assert max(distances) < 1
+
+
+def test_no_line_ends_within_an_option(browser: webdriver.Chrome, paths: dict[str, Path]) -> None:
+    browser.get(paths["training"].as_uri())
+    code = browser.find_element(By.CSS_SELECTOR, "header code")
+    options = code.find_elements(By.CLASS_NAME, "option")
+    assert [option.text for option in options] == ["--fp16", "--int8"]
+    assert {option.value_of_css_property("white-space") for option in options} == {"nowrap"}
+    assert code.text == "resdeploy export one --fp16 --int8"  # what is copied is unchanged
 
 
 def test_the_page_prints_on_paper(page: webdriver.Chrome, documents: dict[str, Any]) -> None:

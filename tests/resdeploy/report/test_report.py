@@ -20,14 +20,14 @@ from resdeploy.bundle.manifest import Encoding, ExportWarning, write_manifest
 from resdeploy.errors import BundleError, DocumentError, OutputError
 from resdeploy.json_documents import jsonable, parse
 from resdeploy.machine.device import Device
-from resdeploy.pages.blocks import Facts, Figure, Page, Table, Text
+from resdeploy.pages.blocks import Commands, Facts, Figure, Page, Table, Text
 from resdeploy.pages.markdown import to_markdown
 from resdeploy.pages.template import to_html
 from resdeploy.report.comparison import comparison_text
 from resdeploy.report.contents import BundleContents
 from resdeploy.report.latency import benchmark_section
 from resdeploy.report.report import ReportInputs, make_page, report
-from resdeploy.result_files.comparison import LatencyChange
+from resdeploy.result_files.comparison import LatencyChange, LayerChange
 from resdeploy.result_files.verification import ArtifactResult, Verification
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
@@ -127,10 +127,13 @@ def test_warnings_stand_above_everything(tiny_bundle: Bundle, verification: Veri
         for name in ("int8", "int8-cpu")
     )
     manifest = replace(tiny_bundle.manifest, warnings=doubts)
+    name = verification.environment.bundle or ""
+    measured = benchmark()
+    measured = replace(measured, environment=replace(measured.environment, bundle=name))
     page = page_of(
-        bundles=[BundleContents("b", manifest, None)],
+        bundles=[BundleContents(name, manifest, None)],
         verifications=[replace(verification, warnings=doubts)],
-        benchmarks=[replace(benchmark(), warnings=doubts[:1])],
+        benchmarks=[replace(measured, warnings=doubts[:1])],
     )
     # Doubts of several sources are shown once, and a hint that two of them share, too.
     assert page.warnings == ((("int8 is bad <b>", "int8-cpu is bad <b>"), "mend | it"),)
@@ -141,6 +144,24 @@ def test_warnings_stand_above_everything(tiny_bundle: Bundle, verification: Veri
     lines = to_markdown(page).splitlines()
     assert lines[2:4] == ["> [!WARNING]", "> **int8 is bad &lt;b&gt;**"]
     assert r"> mend \| it" in lines
+
+
+def test_lines_about_several_bundles_name_them_once(tiny_bundle: Bundle) -> None:
+    doubt = ExportWarning(message="int8 is bad", hint="mend it", artifacts=("int8",))
+    manifest = replace(tiny_bundle.manifest, warnings=(doubt,))
+    bundles = [BundleContents(name, manifest, None) for name in ("a.bundle", "b.bundle")]
+    page = page_of(bundles=bundles)
+    assert page.warnings == ((("a.bundle: int8 is bad", "b.bundle: int8 is bad"), "mend it"),)
+    assert page.lead.startswith("a.bundle and b.bundle: resnet10 at 32 pixels, 3 classes, exported")
+    assert page.lead.count("resnet10") == 1
+    begins = [line.split(",")[0] for line in page.summary]
+    assert {*begins} == {"At the export of a.bundle", "At the export of b.bundle"}
+    named = tuple(
+        replace(doubt, message=f"{name}: int8 is bad") for name in ("a.bundle", "b.bundle")
+    )
+    compared = page_of(bundles=bundles, comparisons=[replace(comparison(), warnings=named)])
+    assert compared.warnings == page.warnings
+    assert not [line for line in compared.summary if line.startswith("At the export")]
 
 
 def test_text_from_outside_is_escaped(tiny_bundle: Bundle, verification: Verification) -> None:
@@ -367,11 +388,10 @@ OPEN = "the accuracy drop of int8-cpu is between -0.20 and +0.70 points, limit 0
     ("verdict", "drop", "advice"),
     [
         (Verdict.PASS, 0.0, "new.bundle can replace old.bundle."),
-        (Verdict.FAIL, 0.75, f"Keep old.bundle: new.bundle failed, because {EXCEEDED}."),
+        (Verdict.FAIL, 0.75, "Keep old.bundle: new.bundle failed the comparison."),
         (
             Verdict.INCONCLUSIVE, 0.22,
-            "Keep old.bundle: the measurements do not show that new.bundle is within the limits: "
-            f"{OPEN}.",
+            "Keep old.bundle: the measurements do not show that new.bundle is within the limits.",
         ),
     ],
 )  # fmt: skip
@@ -383,14 +403,16 @@ def test_a_comparison_says_what_to_do_and_which_limit_decides(
     page = page_of(comparisons=[result])
     assert page.title == "Comparison of new.bundle with old.bundle"
     assert page.subject.startswith("new.bundle compared with old.bundle on 2026-11-24 on ")
+    reason = {Verdict.FAIL: EXCEEDED, Verdict.INCONCLUSIVE: OPEN}.get(verdict, "")
     assert page.summary == (
-        "First: old.bundle; second: new.bundle; limits: a drop of 0.2 points. "
+        "First: old.bundle; second: new.bundle; limits: a drop of 0.2 points.",
+        *([f"T{reason[1:]}."] if reason else []),
         "The folders hold different images.",
     )
     assert page.recommendation == advice
     last = comparison_text(result).splitlines()[-1]
     assert last.startswith(f"verdict: {verdict.value}; ")
-    assert (EXCEEDED in last, OPEN in last) == (EXCEEDED in advice, OPEN in advice)
+    assert (EXCEEDED in last, OPEN in last) == (reason == EXCEEDED, reason == OPEN)
     table, note, plot = page.sections[0].blocks
     assert isinstance(table, Table)
     assert "pass if both bounds are at most 0.2, the limit" in table.caption
@@ -409,10 +431,10 @@ def test_a_slowdown_and_a_missing_graph_are_reasons_to_fail() -> None:
     result = replace(
         comparison(Verdict.FAIL), latency=(slow, slower), missing=("int8",), added=("int8-dla",)
     )
-    advice = page_of(comparisons=[result]).recommendation
-    assert (
-        "the slowdown of openvino fp16 (and of 1 more, by less) is 20.0 %, 15.0 points above the "
-        "limit of 5 %; new.bundle lacks int8." in advice
+    assert page_of(comparisons=[result]).summary[2:4] == (
+        "The slowdown of openvino fp16 (and of 1 more graph) is 20.0 %, 15.0 points above the "
+        "limit of 5 %.",
+        "Missing in new.bundle: int8.",
     )
     facts = page_of(comparisons=[result]).sections[0].blocks[-1]
     assert isinstance(facts, Facts)
@@ -421,8 +443,51 @@ def test_a_slowdown_and_a_missing_graph_are_reasons_to_fail() -> None:
     elsewhere = replace(
         result, verdict=Verdict.INCONCLUSIVE, accuracy=(), missing=(), notices=("two machines",)
     )
-    assert page_of(comparisons=[elsewhere]).recommendation == (
-        "The measurements do not show that new.bundle is within the limits: two machines."
+    page = page_of(comparisons=[elsewhere])
+    assert page.recommendation == (
+        "The measurements do not show that new.bundle is within the limits."
+    )
+    assert page.summary[-1] == "Two machines."
+
+
+def test_an_inconclusive_comparison_names_the_graph_that_may_be_the_worst() -> None:
+    fp32, cpu = (
+        LatencyChange(
+            contender="onnxruntime-cpu", graph=graph, batch=1, threads=2, first_ms=8.0,
+            second_ms=9.0, slowdown=slowdown, slowdown_low=-10.0, slowdown_high=high,
+            confidence=0.99, samples=8, samples_to_decide=None, seconds=seconds, relative_to=None,
+            verdict=Verdict.INCONCLUSIVE,
+        )
+        for graph, slowdown, high, seconds in (
+            ("fp32", 6.1, 37.3, 31.0), ("int8-cpu", -0.04, 128.6, 24.0),
+        )
+    )  # fmt: skip
+    change = comparison().accuracy[0]
+    wide = replace(change, artifact="fp32", drop=-0.1, drop_high=0.9)
+    result = replace(comparison(), accuracy=(change, wide), latency=(fp32, cpu))
+    _, drop, slowdown, *_ = page_of(comparisons=[result]).summary
+    assert drop.startswith(
+        "The accuracy drop of fp32 (and of 1 more graph) is between -0.20 and +0.90"
+    )
+    assert slowdown.startswith(
+        "The slowdown of onnxruntime-cpu int8-cpu (and of 1 more graph) is between -10.0 and +128.6"
+    )
+    text = comparison_text(result)
+    assert "-0.0 %" not in text
+    # What both have in common is said once.
+    assert (
+        "onnxruntime-cpu fp32 after 31 s (8 starts of both), onnxruntime-cpu int8-cpu after 24 s "
+        "(8 starts of both): latency inconclusive, and more would not decide: " in text
+    )
+
+
+def test_changed_layers_are_named_with_their_graph() -> None:
+    change = LayerChange(
+        encoding=Encoding.TENSORRT, calibrators=("max", "mse"), to_float=(), to_int8=("a", "b")
+    )
+    assert (
+        "int8.onnx: 2 layers from float to INT8 (a, b); calibrator from max to mse"
+        in comparison_text(replace(comparison(), layers=(change,)))
     )
 
 
@@ -430,7 +495,7 @@ def test_identical_bundles_are_not_measured() -> None:
     same = replace(comparison(Verdict.PASS), identical=True, accuracy=(), notices=("the same",))
     page = page_of(comparisons=[same])
     assert page.summary == (
-        "First: old.bundle; second: new.bundle; the bundles are identical in what they answer. "
+        "First: old.bundle; second: new.bundle; the bundles are identical in what they answer.",
         "The same.",
     )
     assert page.sections[0].blocks == (Text(text="Nothing was measured."),)
@@ -443,3 +508,7 @@ def test_facts_that_results_share_are_shown_once(verification: Verification) -> 
     assert text.count("<dt>versions</dt>") == 1
     assert text.count("<dt>date</dt>") == 2
     assert "2027-01-01" in text
+    # The commands of all do not stand under the heading of the last.
+    shared, commands, *_ = page.sections[-1].blocks
+    assert isinstance(shared, Facts)
+    assert isinstance(commands, Commands)

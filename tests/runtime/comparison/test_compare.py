@@ -263,7 +263,9 @@ def test_lists_layers_whose_precision_changed(tiny_bundle: Bundle, tmp_path: Pat
     assert by_encoding[Encoding.CPU].to_float == ("layer1.0.conv1", "layer1.0.conv2")
     assert by_encoding[Encoding.TENSORRT].calibrators[1] == "guess"
     reverse = compare_bundles(other, tiny_bundle, UNTIMED)
-    assert "2 layers to INT8 (layer1.0.conv1, layer1.0.conv2)" in comparison_text(reverse)
+    assert "2 layers from float to INT8 (layer1.0.conv1, layer1.0.conv2)" in comparison_text(
+        reverse
+    )
 
 
 def test_a_missing_artifact_fails(tiny_bundle: Bundle) -> None:
@@ -274,7 +276,7 @@ def test_a_missing_artifact_fails(tiny_bundle: Bundle) -> None:
     assert result.missing == ("int8", "int8-cpu")
     text = comparison_text(result)
     assert f"only in {result.first}: int8, int8-cpu" in text
-    assert f"{result.second} lacks int8, int8-cpu" in text.splitlines()[-1]
+    assert f"missing in {result.second}: int8, int8-cpu" in text.splitlines()[-1]
 
 
 def test_golden_images_need_the_same_size(tiny_bundle: Bundle) -> None:
@@ -442,8 +444,9 @@ def test_times_both_bundles(
     assert line.slowdown_low <= line.slowdown <= line.slowdown_high
     assert line.samples_to_decide == 8
     assert line.seconds is not None
-    assert f"int8-cpu: latency decided in {line.seconds:.0f} s (8 starts)" in comparison_text(
-        result
+    assert (
+        f"int8-cpu after {line.seconds:.0f} s (8 starts of both): latency decided"
+        in comparison_text(result)
     )
     assert (line.verdict, result.verdict) == (Verdict.PASS, Verdict.REPRODUCED)
     assert parse(Comparison, json.loads(json.dumps(jsonable(result)))) == result
@@ -467,7 +470,7 @@ def test_compares_files_of_benchmarks(tmp_path: Path, tiny_bundle: Bundle) -> No
     result = compare(f"{name}@2026-11-23", f"{name}@2026-11-24", CompareConfig())
     assert result.verdict is Verdict.PASS
     assert "relative to pytorch-eager" not in comparison_text(result)
-    assert "latency decided in 15 rounds; about" in comparison_text(result)
+    assert " after 15 rounds: latency decided; about" in comparison_text(result)
     elsewhere = replace_times(benchmark(cpu="Other", seed=3), 2.0)
     (tmp_path / "elsewhere.json").write_text(json.dumps(jsonable(elsewhere)))
     two_machines = compare(f"{name}@2026-11-23", str(tmp_path / "elsewhere.json"), CompareConfig())

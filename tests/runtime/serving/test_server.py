@@ -129,7 +129,7 @@ def test_the_server_repeats_the_warnings_of_its_bundle(doubtful_bundle: Bundle) 
         assert (line["level"], line["model"]) == ("warning", "doubtful")
         assert line["hint"] == "calibrate on more images"
         (model,) = server.ask("/v1/stats").json["models"]
-        assert model["warnings"] == [line["message"]]
+        assert model["warnings"] == [{"message": line["message"], "hint": line["hint"]}]
 
 
 def test_a_terminal_shows_short_lines_and_how_to_begin(doubtful_bundle: Bundle) -> None:

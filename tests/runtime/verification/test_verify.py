@@ -112,9 +112,12 @@ def test_says_how_many_images_would_decide(tiny_bundle: Bundle, image_data: Path
     )
     passed = verify(tiny_bundle, data=image_data, precision="fp16", max_drop=50)
     assert passed.verdict is Verdict.PASS
-    assert "labelled images decide whether the drop is at most 50 points" in verification_text(
-        passed
+    enough = (
+        "labelled images would have been enough to decide whether the drop is at most 50 points"
     )
+    assert enough in verification_text(passed)
+    few = verification_text(dataclasses.replace(passed, images=1))
+    assert "labelled images decide whether the drop is at most 50 points, if it stays at" in few
     never = verification_text(verify(tiny_bundle, max_drop=0))
     assert (
         "not even 10,000,000 labelled images decide whether the drop is at most 0 points" in never

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -71,17 +72,24 @@ def test_confused_pairs_are_sorted_by_frequency() -> None:
 
 def test_the_report_shows_matrix_mistakes_and_settings(image_data: Path) -> None:
     text = to_html(page_of_a_run(image_data)).decode().replace("\u00a0", " ")
+    whole = re.sub(r'<span class="option">(.*?)</span>', r"\1", text)
     assert "<h1>65.00 % top-1 accuracy</h1>" in text
     assert text.count("data:image/png;base64,") == 1
-    assert '<table class="matrix tall">' in text
+    assert '<table class="matrix">' in text
+    assert "All mistakes." not in text  # one of seven is shown
     assert "label smoothing" in text
     assert "<strong>the images are few</strong></p><p>Remedy: add more.</p>" in text
     assert "(&lt; 1 %), predicted red (90 %)" in text
     assert f"resnet10 at {SIZE} pixels, 3 classes; training run one, on 2026-11-24 on " in text
-    assert "measured on 20 held-out images." in text
-    assert "model.safetensors holds the network of epoch 3, the best of 4." in text
-    assert "<pre><code>resdeploy export one --fp16 --int8</code></pre>" in text.partition("<h2")[0]
-    assert f"<code>{BEGIN}\n{FINISH}</code>" in text  # one command began the run, another ended it
+    assert (
+        "measured on 20 held-out images (95 % interval 43.3 to 81.9 %), which also chose the epoch."
+        in text
+    )
+    assert "model.safetensors holds the network of epoch 3, the most accurate of 4." in text
+    assert "<pre><code>resdeploy export one --fp16 --int8</code></pre>" in whole.partition("<h2")[0]
+    assert '<span class="option">--fp16</span>' in text  # no line ends within an option
+    # One command began the run, another one ended it.
+    assert f"<code>{BEGIN}\n{FINISH}</code>" in whole
     assert "on Processor &lt;1&gt;" in text
     assert "the most frequent class has an accuracy of 33.33 %." in text
     assert "before epoch 9: neither top-1 accuracy nor loss has improved in 1 epoch." in text
@@ -114,7 +122,7 @@ def test_the_curves_mark_baseline_and_best_epoch(image_data: Path, epochs: int, 
     figures = page_of_a_run(image_data, lines=lines).sections[0].blocks
     for figure in figures:
         assert isinstance(figure, Figure)
-        assert ("mark0", f"best epoch: {epochs}") in figure.legend
+        assert ("mark0", f"most accurate epoch: {epochs}") in figure.legend
         styles = {part.get("class") for part in ET.fromstring(figure.svg).iter()}
         assert {style for style, _ in figure.legend} <= styles
     accuracy, loss = figures

@@ -17,9 +17,14 @@ from tests.runtime.serving.conftest import without_models
 from tests.serving_process import ServerProcess, picture
 
 
+def text_of(page: str) -> str:
+    """Return a page or a part of it as a browser copies it."""
+    return unescape(re.sub("<[^>]*>", "", page))
+
+
 def commands(page: str) -> list[str]:
     blocks = re.findall("<pre><code>(.*?)</code></pre>", page, re.DOTALL)
-    return [line for block in blocks for line in unescape(block).splitlines() if "curl" in line]
+    return [line for block in blocks for line in text_of(block).splitlines() if "curl" in line]
 
 
 def test_the_commands_work(server: ServerProcess, image_data: Path, tmp_path: Path) -> None:
@@ -55,21 +60,22 @@ def test_a_server_with_a_token_names_no_model() -> None:
                 assert first.startswith('curl -H "Authorization: Bearer $RESDEPLOY_TOKEN" -F ')
                 shown = host if host == "a.example" else "localhost:8000"
                 assert first.endswith(f"'http://{shown}/v1/classify?top=3'")
-                assert "models/MODEL/infer" in page
+                assert "models/MODEL/infer" in text_of(page)
 
     asyncio.run(scenario())
 
 
 def test_the_page_describes_every_operation(server: ServerProcess) -> None:
     reply = server.ask("/docs")
-    page = reply.body.decode()
+    page = reply.body.decode().replace("<wbr>", "")
     document = server.ask("/openapi.json").json
     for path, item in document["paths"].items():
         for method in set(item) - {"parameters"}:
             assert f"<code>{method.upper()} {path}</code>" in page
             assert item[method]["summary"] in page
-    for name in re.findall("#/components/[a-z]+/([A-Za-z]+)", page):
-        assert f"<summary>{name}</summary>" in page
+    for kind, name in re.findall("#/components/([a-z]+)/([A-Za-z]+)", page):
+        assert f'<summary>{name}</summary><pre id="{kind}-{name}">' in page
+        assert f'<a href="#{kind}-{name}">#/components/{kind}/{name}</a>' in page
     assert not re.search(r"<script|<link|<img|url\(|@import", page)
     assert set(re.findall(r"https?://[^/]*", page)) == {f"http://127.0.0.1:{server.port}"}
     policy = reply.headers["content-security-policy"]

@@ -14,6 +14,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.tables import percentage
 from tests.browser import accessibility_faults, open_browser, page_overflow, shown
 from tests.samples import CLASSES
 from tests.serving_process import PATIENCE, ServerProcess, picture
@@ -57,8 +58,8 @@ def test_a_chosen_picture_is_classified(
     predictions = expected["results"][0]["predictions"]
     assert labels(page) == [entry["label"] for entry in predictions]
     shown = [found.text for found in page.find_elements(By.CSS_SELECTOR, "#classes .number")]
-    assert shown == [f"{100 * entry['probability']:.1f} %" for entry in predictions]
-    assert element(page, "engine").text == "tiny: onnxruntime-cpu, int8"
+    assert shown == [percentage(100 * entry["probability"]) for entry in predictions]
+    assert element(page, "engine").text == "tiny: onnxruntime-cpu, int8-cpu"
     assert "Other: the time" in element(page, "answer").text
     assert element(page, "state").text == "ready: tiny (onnxruntime-cpu, int8-cpu)"
     assert element(page, "time-title").text.startswith("Answered in ")
@@ -73,6 +74,10 @@ def captions(page: webdriver.Chrome) -> list[str]:
     return [found.text for found in page.find_elements(By.CSS_SELECTOR, "#pictures button")]
 
 
+def marked(page: webdriver.Chrome) -> list[WebElement]:
+    return page.find_elements(By.CSS_SELECTOR, "#pictures [aria-current=true]")
+
+
 def test_several_pictures_are_classified(
     page: webdriver.Chrome, image_data: Path, tmp_path: Path
 ) -> None:
@@ -83,12 +88,70 @@ def test_several_pictures_are_classified(
     until(page, lambda: len(captions(page)) == 3)
     assert captions(page)[1].startswith("The image cannot be decoded")
     assert captions(page)[1].endswith("\ncat.png")
-    first, second, _ = page.find_elements(By.CSS_SELECTOR, "#pictures button")
+    first, second, third = page.find_elements(By.CSS_SELECTOR, "#pictures button")
+    assert marked(page) == [third]
     second.click()
+    assert marked(page) == [second]
     assert "cannot be decoded" in element(page, "error").text
     first.click()
+    assert marked(page) == [first]
     assert not element(page, "error").is_displayed()
     assert captions(page)[0].startswith(labels(page)[0])
+    element(page, "camera").click()
+    until(page, lambda: element(page, "shoot").is_displayed())
+    element(page, "shoot").click()
+    until(page, lambda: marked(page) == [])
+    element(page, "camera").click()
+
+
+@pytest.mark.parametrize("probability", [0, 7e-6, 0.0004, 0.0006, 0.5, 0.9996, 1 - 1e-9, 1])
+@pytest.mark.parametrize("decimals", [0, 1])
+def test_percentages_are_those_of_the_reports(
+    page: webdriver.Chrome, probability: float, decimals: int
+) -> None:
+    script = "return percentage(arguments[0], arguments[1])"
+    found = page.execute_script(script, probability, decimals)
+    assert found == percentage(100 * probability, decimals)
+
+
+def test_pictures_are_sent_again_when_the_model_is_ready(
+    page: webdriver.Chrome, image_data: Path
+) -> None:
+    page.execute_script("""
+        window.loading = true;
+        const real = window.fetch, body = JSON.stringify({error: "the model is not ready"});
+        const unavailable = () => new Response(body, {status: 503});
+        window.fetch = async (path, options) => {
+            if (loading && path.startsWith("/v1/classify")) return unavailable();
+            if (!loading || path !== "/v1/stats") return real(path, options);
+            const stats = await (await real(path, options)).json();
+            stats.models[0].ready = false;
+            return new Response(JSON.stringify(stats));
+        };""")
+    until(page, lambda: element(page, "state").text == "tiny is not ready")
+    assert element(page, "state").get_attribute("class") == "state waiting"
+    paths = [image_data / "val" / "red" / "000.png", image_data / "val" / "blue" / "000.png"]
+    element(page, "file").send_keys("\n".join(map(str, paths)))
+    until(page, lambda: "The picture is sent again" in element(page, "error").text)
+    assert element(page, "error").text.startswith("The model is not ready. ")
+    assert captions(page) == []
+    page.execute_script("loading = false")
+    until(page, lambda: len(captions(page)) == 2)
+    assert not element(page, "error").is_displayed()
+
+
+def test_print_shows_the_bars_and_no_buttons(page: webdriver.Chrome, image_data: Path) -> None:
+    classify(page, image_data / "val" / "red" / "000.png")
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert not element(page, "camera").is_displayed()
+        for selector in (".track span", "#stack span", "#times i"):
+            (bar, *_) = page.find_elements(By.CSS_SELECTOR, selector)
+            assert bar.value_of_css_property("print-color-adjust") == "exact"
+        for section in page.find_elements(By.TAG_NAME, "section"):
+            assert section.value_of_css_property("break-inside") == "avoid"
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
 def test_warnings_of_the_bundle_are_shown(
@@ -102,7 +165,11 @@ def test_warnings_of_the_bundle_are_shown(
         assert not element(browser, "warnings").is_displayed()  # the other model has them
         element(browser, "model").send_keys("doubtful")
         until(browser, lambda: element(browser, "warnings").is_displayed())
-        assert "Warning: doubtful: int8 deviates from FP32" in element(browser, "warnings").text
+        text = element(browser, "warnings").text
+        assert text.startswith("Warning: doubtful: int8 deviates from FP32")
+        assert text.endswith(". Remedy: calibrate on more images.")
+        script = "return unbroken('check --image-size, or -a').map(part => part.className || part)"
+        assert browser.execute_script(script) == ["check ", "option", ", or ", "option", ""]
         assert element(browser, "state").text.startswith("ready: doubtful")
         assert element(browser, "rates-top").text == "no requests yet"
         assert element(browser, "latencies-top").text == "no requests yet"
@@ -149,6 +216,7 @@ def test_the_plots_show_the_statistics(page: webdriver.Chrome, image_data: Path)
     classify(page, image_data / "val" / "red" / "000.png")
     until(page, lambda: ", p99 " in element(page, "latency").text)
     assert float(element(page, "rate").text) > 0
+    assert "mean of the last 10 s" in page.find_element(By.CSS_SELECTOR, "figure").text
     line = page.find_element(By.CSS_SELECTOR, "#rates .first")
     until(page, lambda: (line.get_attribute("d") or "").startswith("M"))
 
@@ -185,7 +253,7 @@ def test_long_names_stay_on_the_page_with_their_figures(
     answer["results"][0]["predictions"] = [entry] * 5
     answer["model"] = label
     with shown(page, width=width):
-        page.execute_script("show(arguments[0], 12); setState(arguments[1], true)", answer, label)
+        page.execute_script("show(arguments[0], 12); setState(arguments[1], 'good')", answer, label)
         assert page_overflow(page) == 0
         page.execute_script("show(arguments[0], 12)", answer)
         for found in page.find_elements(By.CSS_SELECTOR, "#classes .number, #engine"):
