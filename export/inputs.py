@@ -123,7 +123,7 @@ class Source:
 
 
 def read_source(
-    origin: Path | Checkpoint,
+    origin: Path | Checkpoint | Network,
     *,
     image_size: ImageSize | None = None,
     stated: PreprocessingSettings = NOTHING_STATED,
@@ -138,7 +138,8 @@ def read_source(
     """Load a network, and choose defaults for everything that its file does not contain.
 
     Args:
-        origin: A run folder, a file or folder of weights or its content, or an ONNX file.
+        origin: A run folder, a file or folder of weights or its content, an ONNX file, or a
+            network.
         image_size: Size of the input in pixels.
         stated: Other settings of the pre-processing that options state; see
             `choose_source_preprocessing` for the rest.
@@ -163,7 +164,7 @@ def read_source(
         # Resolve the link `runs/latest`, so that the bundle gets the name of the run.
         network = load_network(origin.resolve() if origin.is_symlink() else origin, weights)
     else:
-        network = CheckpointNetwork(origin)
+        network = CheckpointNetwork(origin) if isinstance(origin, Checkpoint) else origin
     run = recorded_run(network.path)
     known = run.held_out if run else None
     data_of_run = network.checkpoint.data if isinstance(network, CheckpointNetwork) else None

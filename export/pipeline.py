@@ -57,6 +57,7 @@ from resdeploy.export.quantization.held_out import (
 )
 from resdeploy.export.quantization.judge import Judgement, judge
 from resdeploy.export.quantization.result import Calibration
+from resdeploy.export.source.network import Network
 from resdeploy.export.source_preprocessing import REMEDY, preprocessing_warnings
 from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
 from resdeploy.filesystem import new_directory, refuse_existing
@@ -85,7 +86,7 @@ logger = logging.getLogger(__name__)
 class ExportConfig:
     """Options of an export; `inputs.read_source` describes the first four."""
 
-    source: Path = LATEST
+    source: Path | Network = LATEST
     weights: Weights = Weights.AUTO
     """Weights to take if the source has a moving average of them, too."""
     image_size: ImageSize | None = None

@@ -90,33 +90,7 @@ def _export(module: torch.nn.Module, image_size: ImageSize) -> ir.Model:
     height, width = height_and_width(image_size)
     # With a batch of one, the exporter would make the batch size a constant.
     example = torch.zeros((2, height, width, 3), dtype=torch.uint8)
-    with _quiet_exporter():
-        try:
-            program = torch.onnx.export(
-                module,
-                (example,),
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                opset_version=OPSET,
-                input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                custom_translation_table={
-                    torch.ops.aten.mean.dim: _global_average_pool,
-                    torch.ops.aten.div.Tensor_mode: _divide_integers,
-                    torch.ops.aten.amax.default: _global_max_pool,
-                },
-            )
-        except torch.onnx.OnnxExporterError as error:
-            cause = error.__cause__ or error  # the error itself describes only the exporter's steps
-            raise ExportError(
-                f"PyTorch {torch.__version__} could not export the network: "
-                f"{one_line_reason(cause)}",
-                remedy_for(cause, VERSIONS_HINT),
-            ) from error
-    assert program is not None  # is None only if a file name was passed
-    model = program.model
+    model = export_program(module, example, "the network", optimize=False).model
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.IdentityEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
@@ -126,6 +100,44 @@ def _export(module: torch.nn.Module, image_size: ImageSize) -> ir.Model:
     model.ir_version = IR_VERSION
     model.producer_name = "resdeploy"
     return model
+
+
+def export_program(
+    module: torch.nn.Module, example: torch.Tensor, name: str, *, optimize: bool = True
+) -> torch.onnx.ONNXProgram:
+    """Return the ONNX program of a module with one input, whose first axis is the batch.
+
+    Raises:
+        ExportError: PyTorch's exporter failed.
+    """
+    with _quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                optimize=optimize,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                custom_translation_table={
+                    torch.ops.aten.mean.dim: _global_average_pool,
+                    torch.ops.aten.div.Tensor_mode: _divide_integers,
+                    torch.ops.aten.amax.default: _global_max_pool,
+                }
+                if not optimize
+                else None,
+            )
+        except Exception as error:  # of the exporter, and of the module itself
+            cause = error.__cause__ or error  # the error itself describes only the exporter's steps
+            raise ExportError(
+                f"PyTorch {torch.__version__} could not export {name}: {one_line_reason(cause)}",
+                remedy_for(cause, VERSIONS_HINT),
+            ) from error
+    assert program is not None  # is None only if a file name was passed
+    return program
 
 
 def fold_batch_norm(classifier: Classifier) -> Classifier:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
+import torch
 from onnx import ModelProto, TensorProto, helper
 
 from resdeploy.bundle.golden import Float32Array
@@ -40,6 +41,12 @@ class GraphNetwork:
     """Graph from float32 images (batch, C, H, W) to logits (batch, K)."""
     classes: int
     notes: tuple[str, ...]
+    labels: tuple[str, ...] | None = None
+    stated: tuple[StatedSettings, ...] = ()
+    """Pre-processing that was stated with the network."""
+    run: Callable[[Float32Array], Float32Array] | None = None
+    """Function of PyTorch from normalised images (N, C, H, W) to logits (N, K); None if the network
+    is known as a graph only."""
 
     @property
     def path(self) -> Path:
@@ -54,10 +61,6 @@ class GraphNetwork:
         return self.path.stem
 
     @property
-    def labels(self) -> tuple[str, ...] | None:
-        return None
-
-    @property
     def default_size(self) -> int:
         return DEFAULT_IMAGE_SIZE
 
@@ -66,6 +69,8 @@ class GraphNetwork:
         return Channels.GRAY if self.file.input.channels == 1 else Channels.RGB
 
     def stated_settings(self) -> Sequence[StatedSettings]:
+        if self.stated:
+            return self.stated
         beside = settings_beside(self.path)
         found = [(beside[0], f"{beside[1]} beside the graph")] if beside else []
         size = self.file.input.size
@@ -114,7 +119,17 @@ def load_graph_network(path: Path) -> GraphNetwork:
         CheckpointError: It cannot be read, or is no classifier of images.
         ExportError: Its graph cannot be converted.
     """
-    file = read_onnx_file(path)
+    return graph_network(read_onnx_file(path))
+
+
+def graph_network(file: OnnxFile) -> GraphNetwork:
+    """Return the network in a checked ONNX file.
+
+    Raises:
+        CheckpointError: Its output has another shape than logits.
+        ExportError: Its graph cannot be converted.
+    """
+    path = file.path
     model, notes = _without_softmax(file)
     height, width = file.input.size or (DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE)
     shape = (file.input.channels, height, width)
@@ -179,12 +194,14 @@ class GraphClassifier:
 
     @property
     def reference(self) -> GoldenReference:
-        return GoldenReference.SOURCE_GRAPH
+        return GoldenReference.PYTORCH if self.network.run else GoldenReference.SOURCE_GRAPH
 
     def logits(self, images: UInt8Array) -> Float32Array:
         """Return the logits (N, K) of images (N, H, W, 3), computed one at a time."""
-        import torch
-
+        normalize = Normalize(self.preprocessing)
+        inputs = [normalize(torch.from_numpy(image[None])).numpy() for image in images]
+        if self.network.run is not None:
+            return np.concatenate([self.network.run(values) for values in inputs])
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
@@ -193,10 +210,9 @@ class GraphClassifier:
                 self.network.logits_model.SerializeToString(), options,
                 providers=["CPUExecutionProvider"],
             )  # fmt: skip
-            normalize, found = Normalize(self.preprocessing), []
+            found = []
             name, batch = self.network.file.input.name, self.network.file.input.batch or 1
-            for image in images:
-                values = normalize(torch.from_numpy(image[None])).numpy()
+            for values in inputs:
                 (logits,) = session.run(None, {name: np.repeat(values, batch, axis=0)})
                 found.append(np.asarray(logits, dtype=np.float32).reshape(batch, -1)[:1])
         except Exception as error:  # ONNX Runtime has many exception types of its own

@@ -84,6 +84,20 @@ def read_onnx_file(path: Path) -> OnnxFile:
         model.ParseFromString(content)
     except DecodeError as error:
         raise CheckpointError(f"{path} is not an ONNX file, or it is damaged", COPY_HINT) from error
+    return check_model(path, model, sha256(content))
+
+
+def check_model(path: Path, model: ModelProto, digest: str) -> OnnxFile:
+    """Return a graph in float32, with its weights in memory, if it can be a classifier of images.
+
+    Args:
+        path: Path of the file, for messages; its folder may hold external weights.
+        model: Content of the file, which is modified.
+        digest: SHA-256 of the file.
+
+    Raises:
+        CheckpointError: As for `read_onnx_file`.
+    """
     _check_versions(path, model)
     _read_weights(path, model)
     try:
@@ -96,7 +110,7 @@ def read_onnx_file(path: Path) -> OnnxFile:
     notes = _to_float32(model)
     image = _image_input(path, model.graph)
     return OnnxFile(
-        path=path, sha256=sha256(content), model=model, input=image,
+        path=path, sha256=digest, model=model, input=image,
         output=_only_output(path, model.graph), notes=notes,
     )  # fmt: skip
 

@@ -37,7 +37,7 @@ _KINDS = (
     (rb"\x93NUMPY|PK\x03\x04.{26}[^/]{1,200}\.npy", "a file of NumPy arrays", _CONVERT),
     (rb"PK\x03\x04.{26}([^/]{1,200}/(data/(weights|aotinductor)/|archive_)|serialized_exported_)",
      "a program of torch.export",
-     "save its weights: torch.save(torch.export.load(FILE).state_dict, 'weights.pth')"),
+     "if you trust it, convert it: torch.onnx.export(torch.export.load(FILE), f='net.onnx')"),
     (rb"GGUF|ggml|lmgg", "a GGUF file of a language model", _OTHER),
     (rb"[a-z]trt\0", "an engine of TensorRT", _ONNX),
     (rb"\x7fELF|MZ", "a program or library", _OTHER),
