@@ -1,4 +1,4 @@
-"""What an export needs of a network, from whatever file it comes."""
+"""Interface of a network to export, from any kind of file, and its form for a checkpoint."""
 
 from __future__ import annotations
 

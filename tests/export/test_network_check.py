@@ -21,7 +21,7 @@ from resdeploy.bundle.batch_norm_shift import (
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.cli.export import export_text
 from resdeploy.errors import DataError
-from resdeploy.export import network_check, source_preprocessing
+from resdeploy.export import network_check
 from resdeploy.export.golden_images import synthetic_images
 from resdeploy.export.inputs import read_source
 from resdeploy.export.network_check import (
@@ -32,6 +32,7 @@ from resdeploy.export.network_check import (
 )  # fmt: skip
 from resdeploy.export.norm_inputs import LARGEST
 from resdeploy.export.pipeline import ExportConfig, export
+from resdeploy.export.source import network
 from resdeploy.images.class_folders import read_image_folder
 from resdeploy.images.preprocessing import (
     IMAGENET_MEAN,
@@ -274,7 +275,7 @@ def test_only_an_assumed_size_is_compared_with_others(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(source_preprocessing, "DEFAULT_IMAGE_SIZE", 2 * SIZE)
+    monkeypatch.setattr(network, "DEFAULT_IMAGE_SIZE", 2 * SIZE)
     monkeypatch.setattr(network_check, "TRIED_SIZES", (SIZE // 2, SIZE))
     size = 2 * SIZE if stated else None
     source = read_source(checkpoint, image_size=size, calibration_data=data)

@@ -46,6 +46,7 @@ from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.quantization.calibrate import calibrate
 from resdeploy.export.quantization.recipe import read_recipe
 from resdeploy.export.quantization.result import Calibration
+from resdeploy.export.source import network
 from resdeploy.export.source.network import TorchClassifier
 from resdeploy.images.preprocessing import image_digest
 from resdeploy.runtime.backends.onnxruntime.cpu import NAME as CPU
@@ -359,7 +360,7 @@ def test_a_graph_that_does_not_agree_is_not_written(
     config: ExportConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = to_onnx(make_classifier(seed=1), SIZE)
-    monkeypatch.setattr(pipeline, "to_onnx", lambda *arguments: wrong)
+    monkeypatch.setattr(network, "to_onnx", lambda *arguments: wrong)
     with pytest.raises(ExportError, match=r"fp32\.onnx does not agree with PyTorch"):
         export(config)
     assert nothing_is_left()
