@@ -58,7 +58,7 @@ from resdeploy.export.quantization.held_out import (
 from resdeploy.export.quantization.judge import Judgement, judge
 from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.source.network import Network
-from resdeploy.export.source_preprocessing import REMEDY, preprocessing_warnings
+from resdeploy.export.source_preprocessing import preprocessing_warnings, remedy_of
 from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
 from resdeploy.filesystem import new_directory, refuse_existing
 from resdeploy.images.preprocessing import (
@@ -196,7 +196,9 @@ def export(
     name, size = source.network.name, size_text(preprocessing.image_size)
     logger.info("exporting %s: %s at %s pixels", source.described, name, size)
     if assumed := assumption(source.choice):
-        logger.info("%s; if that is wrong, stop this export, and %s", assumed, REMEDY)
+        logger.info(
+            "%s; if that is wrong, stop this export, and %s", assumed, remedy_of(source.network)
+        )
     classifier = source.network.classifier(preprocessing)
     with progress("computing the golden logits", 0):
         if config.golden_data is None:
@@ -208,7 +210,7 @@ def export(
     with progress("comparing the batch norms with the images", 0):
         check = check_network(classifier, source, config.seed)
     shift = check.shift if check else None
-    warnings = preprocessing_warnings(source.choice) + shift_warnings(check, source)
+    warnings = preprocessing_warnings(source.network, source.choice) + shift_warnings(check, source)
     warnings += label_warnings(check, source, labels_are_used=config.int8)
     with progress("converting to ONNX", 0):
         model = classifier.to_onnx()

@@ -20,10 +20,10 @@ from resdeploy.progress import Progress
 from resdeploy.result_files.provenance import shown_path
 
 AUTO = Path("auto")
-REMEDY = (
-    "state it with --preprocessing FILE or options such as --mean, --std, --resize and "
-    "--image-size, or find it out with resdeploy preprocess CHECKPOINT --data LABELLED"
+STATE_IT = (
+    "state it with --preprocessing FILE or options such as --mean, --std, --resize and --image-size"
 )
+REMEDY = f"{STATE_IT}, or find it out with resdeploy preprocess CHECKPOINT --data LABELLED"
 CONTRADICTION_REMEDY = (
     "leave the option or the file out if the checkpoint is right; resdeploy preprocess CHECKPOINT "
     "--data LABELLED compares them on images"
@@ -63,9 +63,17 @@ def choose_source_preprocessing(
     )
 
 
-def preprocessing_warnings(choice: ChosenPreprocessing) -> list[ExportWarning]:
-    """Return warnings that say what was assumed, and what contradicts the checkpoint."""
-    warnings = ((assumption(choice), REMEDY), (choice.contradiction, CONTRADICTION_REMEDY))
+def remedy_of(network: Network) -> str:
+    """Return how to state a pre-processing that was assumed; graphs cannot be searched for it."""
+    return REMEDY if isinstance(network, CheckpointNetwork) else STATE_IT
+
+
+def preprocessing_warnings(network: Network, choice: ChosenPreprocessing) -> list[ExportWarning]:
+    """Return warnings that say what was assumed, and what contradicts the network's file."""
+    warnings = (
+        (assumption(choice), remedy_of(network)),
+        (choice.contradiction, CONTRADICTION_REMEDY),
+    )
     return [ExportWarning(message=text, hint=hint) for text, hint in warnings if text]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from resdeploy.export.graph.placement import value_name
+from resdeploy.export.graph.placement import WEIGHTED, value_name
 
 
 def rewrite_layers(graph: ir.Graph) -> None:
@@ -30,6 +30,16 @@ def rewrite_layers(graph: ir.Graph) -> None:
             _scale_channels(graph, node)
         elif node.op_type in ("Conv", "MaxPool", "AveragePool"):
             _write_window(node)
+
+
+def separate_weights(graph: ir.Graph) -> None:
+    """Give each layer weights of its own, in place: exporters store equal ones once."""
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        for node, index in list(value.uses())[1:]:
+            if node.op_type in WEIGHTED and tensor is not None:
+                own = add_constant(graph, f"{node.name}.input{index}", tensor.numpy())
+                node.replace_input_with(index, own)
 
 
 def _reduces_maps(node: ir.Node) -> bool:
@@ -121,6 +131,9 @@ def _write_window(node: ir.Node) -> None:
     for name, values in (
         ("kernel_shape", kernel), ("strides", strides), ("dilations", dilations), ("pads", pads),
     ):  # fmt: skip
+        if name == "dilations" and node.op_type == "AveragePool" and set(values) == {1}:
+            attributes.pop(name, None)  # ONNX Runtime's integer kernel knows no such attribute
+            continue
         attributes.add(ir.AttrInt64s(name, tuple(values)))
     attributes.pop("auto_pad", None)
 
@@ -159,7 +172,7 @@ def shape_of(value: ir.Value | None) -> tuple[int, ...]:
 def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
     while name in graph.initializers:
         name += ".plain"
-    value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+    value = ir.val(name, const_value=ir.tensor(np.array(array, order="C"), name=name))
     graph.register_initializer(value)
     return value
 

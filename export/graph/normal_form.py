@@ -23,7 +23,12 @@ from onnx import version_converter
 from resdeploy.bundle.graph_check import MAX_ELEMENTS
 from resdeploy.bundle.manifest import OUTPUT_NAME
 from resdeploy.errors import ExportError, one_line_reason
-from resdeploy.export.graph.layer_rules import add_constant, rewrite_layers, shape_of
+from resdeploy.export.graph.layer_rules import (
+    add_constant,
+    rewrite_layers,
+    separate_weights,
+    shape_of,
+)
 from resdeploy.export.graph.to_onnx import IR_VERSION, OPSET
 
 # Batch size while shapes are computed. No size of a network is a multiple of a large prime number,
@@ -61,6 +66,7 @@ def normal_form(
             GRAPH_HINT,
         )
     rewrite_layers(model.graph)
+    separate_weights(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     _free_batch(model)
     _name(model.graph)

@@ -202,7 +202,7 @@ def test_an_export_records_and_prints_the_shift(checkpoint: Path, data: Path) ->
     assert shift == result.batch_norm_shift
     assert shift.images == 120
     (assumed,) = result.warnings
-    assert assumed.message.startswith("the checkpoint does not state its pre-processing")
+    assert assumed.message.startswith("the file of the network does not state its pre-processing")
     assert parse(BatchNormShift, jsonable(shift)) == shift
     assert shift_sentence(shift) in export_text(result)
     report = bundle.read("report.html").decode()

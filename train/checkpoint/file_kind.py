@@ -18,7 +18,7 @@ _OTHER = "give weights of PyTorch: a .pth, .ckpt, .bin or .safetensors file"
 _CONVERT = "convert its weights to a state dict of PyTorch"
 _UNPACK = "unpack it, and give the path of the file inside"
 _ONNX = "give the checkpoint of PyTorch from which the engine was built"
-_RENAME = "give the file a name that ends in .onnx"
+_EXPORT = "resdeploy export takes it, if its name ends in .onnx; other commands need the weights"
 AN_ONNX_GRAPH = "an ONNX graph"
 # A regular expression for the first bytes, a name, and a remedy.
 _KINDS = (
@@ -28,7 +28,7 @@ _KINDS = (
     (rb"\s*<(?i:!doctype html|html|head|body)", "an HTML page",
      "download the file itself, not its web page"),
     (rb"\s*<(\?xml|!)", "an XML document", _OTHER),
-    (rb"\x08[\x01-\x20](\x12(\0|[\x01-\x7f][ -~])|[:B])", AN_ONNX_GRAPH, _RENAME),
+    (rb"\x08[\x01-\x20](\x12(\0|[\x01-\x7f][ -~])|[:B])", AN_ONNX_GRAPH, _EXPORT),
     (rb"\x08\x01\x12[\x80-\xff]", "a SavedModel of TensorFlow", _CONVERT),
     (rb"\n.{1,3}\n[\x01-\x7f][ -~]+\x12[\x01-\x7f][A-Z]", "a graph of TensorFlow", _CONVERT),
     (rb".{4}TFL3", "a network of TensorFlow Lite", _CONVERT),

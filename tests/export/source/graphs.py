@@ -147,6 +147,14 @@ def readable_models() -> dict[str, ModelProto]:
     nodes[1:1] = [node("Dropout", ["c"], ["d"]), node("Identity", ["d"], ["i"])]
     nodes[3].input[0] = "i"
     found["dropout and identity"] = model(nodes, constants)
+    nodes, constants = body()
+    nodes[1:1] = [node("Conv", ["c", "w2", "b"], ["e"])]
+    nodes[2].input[0] = "e"
+    found["weights that two layers share"] = model(nodes, constants | {"w2": weights(8, 8, 1, 1)})
+    nodes, constants = body()
+    nodes[2:2] = [node("AveragePool", ["r"], ["a"], kernel_shape=(2, 2))]
+    nodes[3].input[0] = "a"
+    found["average pooling"] = model(nodes, constants)
     found["constants as nodes"] = _with_constant_nodes(plain())
     found["initialisers among the inputs"] = _with_listed_weights(plain())
     found["a local function"] = _with_function()

@@ -13,10 +13,16 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from resdeploy.bundle.graph_check import check_onnx
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.calibration.observer import observe
 from resdeploy.errors import CheckpointError, ExportError, ResdeployError
-from resdeploy.export.graph.to_onnx import OPSET, to_bytes
+from resdeploy.export.graph.coverage import coverage
+from resdeploy.export.graph.placement import place
+from resdeploy.export.graph.to_onnx import OPSET, to_bytes, with_outputs
+from resdeploy.export.quantization.calibrate import choose_ranges
 from resdeploy.export.source.graph_network import load_graph_network
 from resdeploy.images.preprocessing import Channels, Preprocessing
+from resdeploy.statistics import sqnr_db
 from tests.export.source.graphs import (
     CLASSES,
     SIDE,
@@ -291,6 +297,28 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {
     ),
     "an empty graph": (lambda: model([], {}), "is not an ONNX file, or it is empty"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", [Encoding.CPU, Encoding.TENSORRT])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_convolution_is_quantised(name: str, encoding: Encoding, tmp_path: Path) -> None:
+    network = load_graph_network(saved(MODELS[name], tmp_path))
+    channels = network.file.input.channels
+    settings = Preprocessing(
+        image_size=SIDE, channels=network.default_channels, mean=(0.45,) * channels,
+        std=(0.25,) * channels,
+    )  # fmt: skip
+    graph = network.classifier(settings).to_onnx()
+    images = pixels(8, channels)
+    tensors = [edge.range_of for edge in place(graph.graph, encoding)]
+    statistics = observe(with_outputs(graph, tensors), tensors, [images])
+    recipe = choose_ranges(statistics, "max", encoding, frozenset())
+    quantised = recipe.apply(graph, half=False)
+    found = coverage(quantised.graph, encoding)
+    assert found.int8_convs == found.convs > 0
+    exact, rounded = run(to_bytes(graph), images), run(to_bytes(quantised), images)
+    # Random weights on noise: the ranges hold all values, so 8 bits give more than 20 dB.
+    assert np.median(sqnr_db(exact, rounded)) > 20
 
 
 @pytest.mark.parametrize("name", REFUSED)
