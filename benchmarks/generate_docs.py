@@ -65,7 +65,7 @@ OTHERS = {
     "training-h200.json": "the same training with other settings, on an NVIDIA H200 "
     "([table](training.md#gpus))",
 }
-"""What each file without a table measured, and on which machine."""
+"""Contents of each file without a table, and the machine."""
 
 
 @dataclass(frozen=True, slots=True)

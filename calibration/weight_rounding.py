@@ -74,6 +74,42 @@ def round_weights(
     return integers, np.where(is_worse, clipped_scales, scales[best, outputs])
 
 
+def round_depthwise(targets: Float64Array, moments: Float64Array) -> tuple[Int8Array, Float32Array]:
+    """Return what `round_weights` returns for each output alone, with the inputs of its own.
+
+    No two weights of a depthwise convolution saturate. All outputs are rounded at once, because a
+    network has thousands of them.
+
+    Args:
+        targets: Exact weights (O, K).
+        moments: Second moments (O, K, K) of the inputs of each output.
+    """
+    order = np.argsort(np.diagonal(moments, axis1=1, axis2=2), axis=1, kind="stable")
+    sorted_rows = np.take_along_axis(moments, order[:, :, None], 1)
+    ordered = np.take_along_axis(sorted_rows, order[:, None, :], 2)
+    energies = np.diagonal(ordered, axis1=1, axis2=2)
+    alive = np.count_nonzero(energies, axis=1)
+    damping = np.where(alive > 0, DAMPING * energies.sum(axis=1) / np.maximum(alive, 1), 1.0)
+    factor = np.linalg.cholesky(ordered + damping[:, None, None] * np.eye(order.shape[1]))
+    diagonal = np.diagonal(factor, axis1=1, axis2=2)
+    scales = _candidate_scales(targets)
+    exact = np.take_along_axis(targets, order, 1) / scales[..., None]  # (candidates, O, K)
+    plain, goals = np.clip(np.rint(exact), -INT8_MAX, INT8_MAX), exact.copy()
+    rounded = np.zeros_like(exact)
+    for j in range(order.shape[1] - 1, -1, -1):
+        rounded[..., j] = np.clip(np.rint(goals[..., j]), -INT8_MAX, INT8_MAX)
+        shares = factor[:, j, :j] / diagonal[:, :j]
+        goals[..., :j] += shares * (exact[..., j] - rounded[..., j])[..., None]
+    candidates = np.concatenate([rounded, plain])
+    steps = np.concatenate([scales, scales])
+    deviations = np.concatenate([exact, exact]) - candidates
+    errors = np.square(np.einsum("cok,okj->coj", deviations, factor) * steps[..., None]).sum(axis=2)
+    best, outputs = errors.argmin(axis=0), np.arange(len(targets))
+    integers = np.empty(targets.shape, dtype=np.int8)
+    np.put_along_axis(integers, order, candidates[best, outputs].astype(np.int8), 1)
+    return integers, steps[best, outputs]
+
+
 def _candidate_scales(weight: Float64Array) -> Float32Array:
     """Return scales (candidates, O)."""
     steps = np.maximum(np.abs(weight).max(axis=1) / INT8_MAX, SMALLEST_SCALE)

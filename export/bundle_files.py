@@ -202,6 +202,7 @@ def write_other_files(
     artifacts: list[Artifact],
     golden: Golden,
     origin: GoldenOrigin,
+    reference: GoldenReference,
     calibration: Calibration | None,
     analysis: Analysis | None,
     work: Work,
@@ -212,10 +213,9 @@ def write_other_files(
     """Write all files except the graphs; the manifest is the last one."""
     provenance = collect_provenance(read_device().to_json())
     model = {
-        **source.checkpoint.architecture.to_json(),
-        "source": shown_path(source.checkpoint.path),
-        "source_sha256": source.checkpoint.sha256,
-        "source_weights": source.checkpoint.weights,
+        **source.network.facts(),
+        "source": shown_path(source.network.path),
+        "source_sha256": source.network.sha256,
         "held_out": jsonable(source.held_out),
     }
     contents = {
@@ -239,9 +239,7 @@ def write_other_files(
         artifacts=tuple(artifacts),
         files={},
         calibration=recorded,
-        golden=GoldenRecord(
-            images=len(golden.images), origin=origin, reference=GoldenReference.PYTORCH
-        ),
+        golden=GoldenRecord(images=len(golden.images), origin=origin, reference=reference),
         provenance=provenance,
         warnings=tuple(warnings),
         batch_norm_shift=shift,

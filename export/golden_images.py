@@ -6,13 +6,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import GoldenOrigin, Parity
 from resdeploy.calibration.image_set import CalibrationImages, draw
 from resdeploy.errors import CalibrationError, CheckpointError, DataError, ImageError
 from resdeploy.export.inputs import ImagePools
+from resdeploy.export.source.network import ReferenceClassifier
 from resdeploy.images.folder import list_images
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import (
@@ -23,7 +23,6 @@ from resdeploy.images.preprocessing import (
     image_digest,
 )
 from resdeploy.statistics import agreement_percent, sqnr_db
-from resdeploy.train.model.resnet import Classifier
 
 GOLDEN_IMAGES = 32
 
@@ -90,21 +89,19 @@ def synthetic_images(image_size: ImageSize, count: int, seed: int) -> UInt8Array
     return np.asarray(np.clip(np.rint(noisy), 0, 255), dtype=np.uint8)
 
 
-@torch.inference_mode()
-def make_golden(classifier: Classifier, images: UInt8Array) -> Golden:
-    """Compute PyTorch's FP32 logits, one image at a time, before batch norm is folded.
+def make_golden(classifier: ReferenceClassifier, images: UInt8Array) -> Golden:
+    """Compute the reference's FP32 logits, one image at a time.
 
     Raises:
         CheckpointError: A logit is NaN or infinite, because the weights are too large.
     """
-    classifier = classifier.float().cpu().eval()
-    logits = [classifier(torch.from_numpy(images[i : i + 1])).numpy() for i in range(len(images))]
+    logits = classifier.logits(images)
     if not np.isfinite(logits).all():
         raise CheckpointError(
-            "the network computes NaN or infinite logits in PyTorch, though its weights are finite",
+            "the network computes NaN or infinite logits, though its weights are finite",
             "use an earlier checkpoint",
         )
-    return Golden(images=images, logits=np.concatenate(logits))
+    return Golden(images=images, logits=logits)
 
 
 def measure_parity(golden: Golden, logits: Float32Array) -> Parity:

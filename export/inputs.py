@@ -10,6 +10,8 @@ from os.path import getmtime
 from pathlib import Path
 
 from resdeploy.errors import CheckpointError, DataError, ExportError, ImageError
+from resdeploy.export.source.graph_network import load_graph_network
+from resdeploy.export.source.network import CheckpointNetwork, Network
 from resdeploy.export.source_preprocessing import choose_source_preprocessing
 from resdeploy.images.class_folders import (
     HeldOut,
@@ -56,9 +58,9 @@ class ImagePools:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Checkpoint with its labels, its pre-processing and its images."""
+    """Network with its labels, its pre-processing and its images."""
 
-    checkpoint: Checkpoint
+    network: Network
     labels: tuple[str, ...]
     choice: ChosenPreprocessing
     pools: ImagePools
@@ -82,15 +84,29 @@ class Source:
         return None if self.choice.assumed == REPORTED else self.choice.preprocessing
 
     @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint of a ResNet.
+
+        Raises:
+            CheckpointError: The network comes from another kind of file.
+        """
+        if isinstance(self.network, CheckpointNetwork):
+            return self.network.checkpoint
+        raise CheckpointError(
+            f"{self.network.path} is a graph without trainable weights",
+            "give weights of PyTorch: a .pth, .ckpt, .bin or .safetensors file",
+        )
+
+    @property
     def name(self) -> str:
         """Name of the run's folder, or of the file without its suffix."""
-        path = self.checkpoint.path.resolve()
+        path = self.network.path.resolve()
         return path.name if path.is_dir() else path.stem
 
     @property
     def described(self) -> str:
         """Return the path of the checkpoint, for a run with its data and the day of its end."""
-        shown = shown_path(self.checkpoint.path)
+        shown = shown_path(self.network.path)
         if self.run is None:
             return shown
         day = str((self.run.provenance or {}).get("date", "earlier"))[:10]
@@ -109,7 +125,7 @@ class Source:
 
 
 def read_source(
-    origin: Path | Checkpoint,
+    origin: Path | Checkpoint | Network,
     *,
     image_size: ImageSize | None = None,
     stated: PreprocessingSettings = NOTHING_STATED,
@@ -121,10 +137,11 @@ def read_source(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Source:
-    """Load a checkpoint, and choose defaults for everything that it does not contain.
+    """Load a network, and choose defaults for everything that its file does not contain.
 
     Args:
-        origin: A run folder, a file or folder of weights, or its content.
+        origin: A run folder, a file or folder of weights or its content, an ONNX file, or a
+            network.
         image_size: Size of the input in pixels.
         stated: Other settings of the pre-processing that options state; see
             `choose_source_preprocessing` for the rest.
@@ -147,16 +164,18 @@ def read_source(
         _check_latest()
     if isinstance(origin, Path):
         # Resolve the link `runs/latest`, so that the bundle gets the name of the run.
-        origin = load_checkpoint(origin.resolve() if origin.is_symlink() else origin, weights)
-    checkpoint = origin
-    run = recorded_run(checkpoint.path)
+        network = load_network(origin.resolve() if origin.is_symlink() else origin, weights)
+    else:
+        network = CheckpointNetwork(origin) if isinstance(origin, Checkpoint) else origin
+    run = recorded_run(network.path)
     known = run.held_out if run else None
-    pools = _find_images(checkpoint.data, calibration_data, known)
-    checkpoint, names = _name_classes(checkpoint, labels)
-    for note in checkpoint.notes:
-        logger.warning("%s: %s", checkpoint.path, note)
+    data_of_run = network.checkpoint.data if isinstance(network, CheckpointNetwork) else None
+    pools = _find_images(data_of_run, calibration_data, known)
+    network, names = _name_classes(network, labels)
+    for note in network.notes:
+        logger.warning("%s: %s", network.path, note)
     choice = choose_source_preprocessing(
-        checkpoint,
+        network,
         replace(stated, image_size=image_size),
         preprocessing_file,
         names,
@@ -165,10 +184,10 @@ def read_source(
         progress=progress,
     )
     if choice.origins["image_size"] == ASSUMED:
-        _check_default_size(checkpoint.path, choice.preprocessing, pools)
-    classes, classes_are_guessed = _find_classes(pools, names, str(checkpoint.path))
+        _check_default_size(network.path, choice.preprocessing, pools)
+    classes, classes_are_guessed = _find_classes(pools, names, str(network.path))
     return Source(
-        checkpoint=checkpoint,
+        network=network,
         labels=names,
         choice=choice,
         pools=pools,
@@ -209,20 +228,32 @@ def _check_default_size(path: Path, preprocessing: Preprocessing, pools: ImagePo
         )  # fmt: skip
 
 
-def _name_classes(checkpoint: Checkpoint, path: Path | None) -> tuple[Checkpoint, tuple[str, ...]]:
-    """Return the checkpoint with the labels of its classes; two for one logit."""
-    stated = checkpoint.labels
-    classes = checkpoint.architecture.classes
+def load_network(path: Path, weights: Weights) -> Network:
+    """Read the network in a file or folder, whose kind its ending tells.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or holds another kind of network.
+        ExportError: The graph in an ONNX file cannot be converted.
+    """
+    if path.suffix.lower() == ".onnx" and path.exists():
+        return load_graph_network(path)
+    return CheckpointNetwork(load_checkpoint(path, weights))
+
+
+def _name_classes(network: Network, path: Path | None) -> tuple[Network, tuple[str, ...]]:
+    """Return the network with the labels of its classes; two for one logit."""
+    stated, classes = network.labels, network.classes
+    one_logit = network.checkpoint if isinstance(network, CheckpointNetwork) else None
     if path is None:
-        if classes == 1 and checkpoint.preprocessing is None:
+        if classes == 1 and one_logit is not None and one_logit.preprocessing is None:
             raise CheckpointError(
-                f"{checkpoint.path} has one logit and no labels; one logit needs two labels",
+                f"{network.path} has one logit and no labels; one logit needs two labels",
                 "name the negative and the positive class, one per line, with --labels FILE",
             )
-        return checkpoint, stated or default_labels(classes)
+        return network, stated or default_labels(classes)
     labels = tuple(filter(None, read_labels(path, ExportError)))
-    if classes == 1 and len(labels) == 2:
-        return checkpoint.with_two_classes(), labels
+    if classes == 1 and len(labels) == 2 and one_logit is not None:
+        return CheckpointNetwork(one_logit.with_two_classes()), labels
     if len(labels) != classes:
         raise ExportError(
             f"{path} has {len(labels)} labels, but the network has {classes} classes",
@@ -231,8 +262,8 @@ def _name_classes(checkpoint: Checkpoint, path: Path | None) -> tuple[Checkpoint
     if repeated := repeated_labels(labels, path):
         logger.warning(repeated)
     if stated and (difference := first_difference(stated, labels)):
-        logger.warning("the labels in %s and in %s differ: %s", checkpoint.path, path, difference)
-    return checkpoint, labels
+        logger.warning("the labels in %s and in %s differ: %s", network.path, path, difference)
+    return network, labels
 
 
 def _find_images(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from resdeploy.export.source.network import CheckpointNetwork
 from resdeploy.export.source_preprocessing import choose_source_preprocessing
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.images.preprocessing_settings import PreprocessingSettings, option_for
@@ -63,8 +64,9 @@ def inspect_checkpoint(path: Path, weights: Weights = Weights.AUTO) -> Checkpoin
         network = ResNet(architecture)
     head = next(tensor for name, tensor in checkpoint.state.items() if name.startswith("fc."))
     choice = choose_source_preprocessing(
-        checkpoint, PreprocessingSettings(), None, (), None, seed=0, progress=silent
-    )
+        CheckpointNetwork(checkpoint), PreprocessingSettings(), None, (), None,
+        seed=0, progress=silent,
+    )  # fmt: skip
     missing = {name: option_for(name) for name in choice.assumed}
     if not checkpoint.labels:
         missing["labels"] = "--labels"

@@ -20,6 +20,7 @@ from resdeploy.calibration.image_set import draw
 from resdeploy.errors import DataError, ImageError
 from resdeploy.export.inputs import Source
 from resdeploy.export.norm_inputs import record_norm_inputs
+from resdeploy.export.source.network import ReferenceClassifier, TorchClassifier
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import UInt8Array, pixel_count, size_text, usual_fraction
 from resdeploy.images.preprocessing_choice import ASSUMED, resize_for
@@ -42,7 +43,8 @@ class NetworkCheck:
     """Behaviour of the FP32 network on calibration images."""
 
     shift: BatchNormShift | None
-    """None if no batch norm has statistics, as in a new network or after quantised training."""
+    """None if no batch norm has statistics, as in a new network, after quantised training, or in
+    an ONNX file, whose batch norms are folded."""
     predicted: IntArray
     """Predicted class of each image."""
     classes: IntArray | None
@@ -51,8 +53,10 @@ class NetworkCheck:
     """The decoded images by their files."""
 
 
-def check_network(classifier: Classifier, source: Source, seed: int) -> NetworkCheck | None:
-    """Run the network in PyTorch on calibration images; return None if none can be read."""
+def check_network(
+    classifier: ReferenceClassifier, source: Source, seed: int
+) -> NetworkCheck | None:
+    """Run the network on calibration images; return None if none can be read."""
     pixels_each = pixel_count(source.preprocessing.image_size)
     wanted = int(np.clip(CHECKED_PIXELS // pixels_each, MIN_IMAGES, MAX_IMAGES))
     images = dict[Path, UInt8Array]()
@@ -63,10 +67,14 @@ def check_network(classifier: Classifier, source: Source, seed: int) -> NetworkC
             break
     if not images:
         return None
-    shift, logits = measure_shift(classifier, np.stack(list(images.values())))
-    is_assumed = source.choice.origins["image_size"] == ASSUMED
-    if is_assumed and shift is not None and shift.mean_shift > shift.mean_limit:
-        _warn_of_size(classifier, source, list(images))
+    pixels, shift = np.stack(list(images.values())), None
+    if isinstance(classifier, TorchClassifier):
+        shift, logits = measure_shift(classifier.module, pixels)
+        is_assumed = source.choice.origins["image_size"] == ASSUMED
+        if is_assumed and shift is not None and shift.mean_shift > shift.mean_limit:
+            _warn_of_size(classifier.module, source, list(images))
+    else:
+        logits = classifier.logits(pixels)
     classes = source.classes_of(list(images))
     return NetworkCheck(
         shift, logits.argmax(axis=1), None if classes is None else np.array(classes), images

@@ -28,7 +28,6 @@ from resdeploy.errors import ExportError
 from resdeploy.export.bundle_files import write_graphs, write_other_files
 from resdeploy.export.golden_images import choose_golden, make_golden, read_golden_images
 from resdeploy.export.graph.count_operations import work_of
-from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.inputs import Source, read_source
 from resdeploy.export.mixed_precision.accuracy_target import AccuracyTarget, meet_accuracy_target
 from resdeploy.export.mixed_precision.evaluator import SearchContext
@@ -61,7 +60,8 @@ from resdeploy.export.quantization.held_out import (
 )
 from resdeploy.export.quantization.judge import Judgement, judge
 from resdeploy.export.quantization.result import Calibration
-from resdeploy.export.source_preprocessing import REMEDY, preprocessing_warnings
+from resdeploy.export.source.network import CheckpointNetwork, Network
+from resdeploy.export.source_preprocessing import preprocessing_warnings, remedy_of
 from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
 from resdeploy.filesystem import new_directory, refuse_existing
 from resdeploy.images.preprocessing import (
@@ -80,7 +80,6 @@ from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import ARTIFACTS as TEN
 from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import load_tensorrt
 from resdeploy.statistics import Verdict, worst_verdict
 from resdeploy.train.checkpoint.contents import Weights
-from resdeploy.train.model.resnet import Classifier
 from resdeploy.train.run.folder import LATEST
 
 logger = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ logger = logging.getLogger(__name__)
 class ExportConfig:
     """Options of an export; `inputs.read_source` describes the first four."""
 
-    source: Path = LATEST
+    source: Path | Network = LATEST
     weights: Weights = Weights.AUTO
     """Weights to take if the source has a moving average of them, too."""
     image_size: ImageSize | None = None
@@ -200,11 +199,13 @@ def export(
         require_images(source, FEWEST_IMAGES if _has_target(config) else 1)
 
     preprocessing = source.preprocessing
-    name, size = source.checkpoint.architecture.name, size_text(preprocessing.image_size)
+    name, size = source.network.name, size_text(preprocessing.image_size)
     logger.info("exporting %s: %s at %s pixels", source.described, name, size)
     if assumed := assumption(source.choice):
-        logger.info("%s; if that is wrong, stop this export, and %s", assumed, REMEDY)
-    classifier = Classifier(source.checkpoint.network(), preprocessing)
+        logger.info(
+            "%s; if that is wrong, stop this export, and %s", assumed, remedy_of(source.network)
+        )
+    classifier = source.network.classifier(preprocessing)
     with progress("computing the golden logits", 0):
         if config.golden_data is None:
             golden_images, origin = choose_golden(source.pools, preprocessing, config.seed)
@@ -216,11 +217,12 @@ def export(
         check = check_network(classifier, source, config.seed)
     check, source = drop_wrong_guess(check, source)
     shift = check.shift if check else None
-    lacks_statistics = check is not None and shift is None and not source.is_own
-    warnings = preprocessing_warnings(source.choice) + shift_warnings(check, source)
+    is_checkpoint = isinstance(source.network, CheckpointNetwork)
+    lacks_statistics = is_checkpoint and check is not None and shift is None and not source.is_own
+    warnings = preprocessing_warnings(source.network, source.choice) + shift_warnings(check, source)
     warnings += label_warnings(check, source, labels_are_used=config.int8)
     with progress("converting to ONNX", 0):
-        model = to_onnx(classifier, preprocessing.image_size)
+        model = classifier.to_onnx()
     calibration: Calibration | None = None
     judgement: Judgement | None = None
     if config.int8:
@@ -243,8 +245,8 @@ def export(
             )  # fmt: skip
         with progress("writing the report", 0):
             manifest = write_other_files(
-                folder, output.name, source, artifacts, golden, origin, calibration, analysis,
-                work_of(model), warnings, shift, lacks_statistics,
+                folder, output.name, source, artifacts, golden, origin, classifier.reference,
+                calibration, analysis, work_of(model), warnings, shift, lacks_statistics,
             )  # fmt: skip
     bundle = Bundle(output, manifest)
     if config.sign is not None:

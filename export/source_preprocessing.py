@@ -7,9 +7,8 @@ from pathlib import Path
 
 from resdeploy.bundle.manifest import ExportWarning
 from resdeploy.errors import ExportError
-from resdeploy.images.preprocessing import Channels
+from resdeploy.export.source.network import CheckpointNetwork, Network
 from resdeploy.images.preprocessing_choice import (
-    DEFAULT_IMAGE_SIZE,
     ChosenPreprocessing,
     StatedSettings,
     assumption,
@@ -19,16 +18,12 @@ from resdeploy.images.preprocessing_files import read_preprocessing_file
 from resdeploy.images.preprocessing_settings import PreprocessingSettings, settings_of
 from resdeploy.progress import Progress
 from resdeploy.result_files.provenance import shown_path
-from resdeploy.train.checkpoint.load import Checkpoint
-from resdeploy.train.checkpoint.sources import crop_offset_of, stated_sources
-from resdeploy.train.model.architecture import Stem
 
 AUTO = Path("auto")
-CIFAR_IMAGE_SIZE = 32  # in pixels; the networks with this stem were made for CIFAR
-REMEDY = (
-    "state it with --preprocessing FILE or options such as --mean, --std, --resize and "
-    "--image-size, or find it out with resdeploy preprocess CHECKPOINT --data LABELLED"
+STATE_IT = (
+    "state it with --preprocessing FILE or options such as --mean, --std, --resize and --image-size"
 )
+REMEDY = f"{STATE_IT}, or find it out with resdeploy preprocess CHECKPOINT --data LABELLED"
 CONTRADICTION_REMEDY = (
     "leave the option or the file out if the checkpoint is right; resdeploy preprocess CHECKPOINT "
     "--data LABELLED compares them on images"
@@ -36,7 +31,7 @@ CONTRADICTION_REMEDY = (
 
 
 def choose_source_preprocessing(
-    checkpoint: Checkpoint,
+    network: Network,
     options: PreprocessingSettings,
     file: Path | None,
     labels: Sequence[str],
@@ -45,9 +40,9 @@ def choose_source_preprocessing(
     seed: int,
     progress: Progress,
 ) -> ChosenPreprocessing:
-    """Choose each setting from the first of: options, `file`, the checkpoint, the assumptions.
+    """Choose each setting from the first of: options, `file`, the network, the assumptions.
 
-    A checkpoint states settings in the folder of its run, in a file beside it, or within it.
+    A network states settings in the folder of its run, in a file beside it, or within it.
 
     Raises:
         DataError: A file is damaged or cannot be followed, or the settings are not possible.
@@ -55,32 +50,35 @@ def choose_source_preprocessing(
     """
     sources = [StatedSettings(settings=options, place="an option", is_option=True)]
     if file == AUTO:
-        sources.append(_measured(checkpoint, options, labels, data, seed, progress))
+        sources.append(_measured(network, options, labels, data, seed, progress))
     elif data is not None:
         raise ExportError(
             "--data is only used by --preprocessing auto", "leave --data out, or add the other"
         )
     elif file is not None:
         sources.append(StatedSettings(settings=read_preprocessing_file(file), place=file.name))
-    sources += stated_sources(checkpoint)
-    convention = PreprocessingSettings(crop_offset=crop_offset_of(checkpoint))
-    sources.append(StatedSettings(settings=convention, place=checkpoint.scheme))
-    architecture = checkpoint.architecture
+    sources += network.stated_settings()
     return choose_preprocessing(
-        sources,
-        default_size=CIFAR_IMAGE_SIZE if architecture.stem is Stem.CIFAR else DEFAULT_IMAGE_SIZE,
-        default_channels=Channels.GRAY if architecture.input_channels == 1 else Channels.RGB,
+        sources, default_size=network.default_size, default_channels=network.default_channels
     )
 
 
-def preprocessing_warnings(choice: ChosenPreprocessing) -> list[ExportWarning]:
-    """Return warnings that say what was assumed, and what contradicts the checkpoint."""
-    warnings = ((assumption(choice), REMEDY), (choice.contradiction, CONTRADICTION_REMEDY))
+def remedy_of(network: Network) -> str:
+    """Return how to state a pre-processing that was assumed; graphs cannot be searched for it."""
+    return REMEDY if isinstance(network, CheckpointNetwork) else STATE_IT
+
+
+def preprocessing_warnings(network: Network, choice: ChosenPreprocessing) -> list[ExportWarning]:
+    """Return warnings that say what was assumed, and what contradicts the network's file."""
+    warnings = (
+        (assumption(choice), remedy_of(network)),
+        (choice.contradiction, CONTRADICTION_REMEDY),
+    )
     return [ExportWarning(message=text, hint=hint) for text, hint in warnings if text]
 
 
 def _measured(
-    checkpoint: Checkpoint,
+    network: Network,
     options: PreprocessingSettings,
     labels: Sequence[str],
     data: Path | None,
@@ -94,6 +92,12 @@ def _measured(
         raise ExportError(
             "--preprocessing auto needs labelled images", "name a folder of them with --data"
         )
+    if not isinstance(network, CheckpointNetwork):
+        raise ExportError(
+            "--preprocessing auto needs weights of PyTorch, not an ONNX file",
+            "state the pre-processing with options such as --mean and --std",
+        )
+    checkpoint = network.checkpoint
     sizes = (options.image_size,) if isinstance(options.image_size, int) else ()
     found = find_preprocessing(checkpoint, labels, data, sizes=sizes, seed=seed, progress=progress)
     if found.preprocessing is None:

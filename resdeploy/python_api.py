@@ -33,12 +33,12 @@ OF_THE_CONSOLE = ("--json", "--verbose", "--debug")
 
 
 def export(source: Source = "runs/latest", output: Target = None, **options: Any) -> Exported:
-    """Export a run folder or a checkpoint to a bundle, as `resdeploy export` does.
+    """Export a run folder, a checkpoint or an ONNX file to a bundle, as `resdeploy export` does.
 
     Example: `resdeploy.export("weights.pth", "r34.bundle", int8=True, calibration_data="photos")`.
 
     Args:
-        source: A run folder, a checkpoint, or with `triton` or `golden_data` a bundle.
+        source: A run folder, a checkpoint, an ONNX file; with `triton` or `golden_data`, a bundle.
         output: Bundle to write; None for `NAME.bundle`.
         **options: Options of `resdeploy export --help`, such as `int8`, `mean` and `force`.
 

@@ -152,11 +152,12 @@ def _shorten_exports() -> None:
     reads the times.
     """
     from resdeploy.calibration.weight_rounding import clip_pairs
-    from resdeploy.export import bundle_files, pipeline
+    from resdeploy.export import bundle_files
     from resdeploy.export.graph import qdq
     from resdeploy.export.graph.to_onnx import to_onnx
     from resdeploy.export.mixed_precision import tradeoff
     from resdeploy.export.sbom import environment_sbom
+    from resdeploy.export.source import network
 
     graphs = dict[tuple[object, ...], Any]()
     integers = dict[tuple[object, ...], Any]()
@@ -175,7 +176,7 @@ def _shorten_exports() -> None:
         return tuple(part.copy() for part in integers[key])
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(pipeline, "to_onnx", convert_once)
+    patch.setattr(network, "to_onnx", convert_once)
     patch.setattr(qdq, "clip_pairs", clip_once)
     patch.setattr(bundle_files, "environment_sbom", cache(environment_sbom))
     patch.setattr(tradeoff, "TIMING_SECONDS", 0.02)

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.export.graph.placement import QDQ, SAME_GRID, WEIGHTED, is_residual_add, node_name
+from resdeploy.export.graph.placement import (
+    LIMITS,
+    QDQ,
+    SAME_GRID,
+    WEIGHTED,
+    is_residual_add,
+    node_name,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +56,10 @@ def coverage(graph: ir.Graph, encoding: Encoding) -> Coverage:
                 integer.add(node_name(node))
     # A ReLU is fused into the kernel before it; poolings and reshapes keep the type of their input.
     for node in graph:
-        if node.op_type in ("Relu", *SAME_GRID) and (
+        if node.op_type in (*LIMITS, *SAME_GRID) and (
             _has_int8_input(node, 0)
             or any(
-                node_name(p) in integer and (node.op_type == "Relu" or p.op_type in SAME_GRID)
+                node_name(p) in integer and (node.op_type in LIMITS or p.op_type in SAME_GRID)
                 for p in node.predecessors()
             )
         ):
@@ -72,7 +79,7 @@ def _is_integer(node: ir.Node, encoding: Encoding) -> bool:
     if node.op_type in WEIGHTED:
         has_int8_inputs = _has_int8_input(node, 0) and _has_int8_input(node, 1)
     elif encoding is not Encoding.TENSORRT and (
-        is_residual_add(node) or node.op_type in ("GlobalAveragePool", "Concat")
+        is_residual_add(node) or node.op_type in ("AveragePool", "GlobalAveragePool", "Concat")
     ):
         has_int8_inputs = all(_has_int8_input(node, index) for index in range(len(node.inputs)))
     else:
@@ -106,7 +113,7 @@ def _has_int8_output(node: ir.Node) -> bool:
     The output of the graph has no readers: a node that computes it counts as quantised.
     """
     readers = node.successors()
-    if len(readers) == 1 and readers[0].op_type == "Relu":
+    if len(readers) == 1 and readers[0].op_type in LIMITS:
         return _has_int8_output(readers[0])
     return all(reader.op_type == "QuantizeLinear" for reader in readers)
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.export.graph.placement import (
+    LIMITS,
     SAME_GRID,
     WEIGHTED,
     QuantizedEdge,
@@ -142,7 +143,7 @@ def _classifier_head(classifier: ir.Node) -> list[str]:
     pending = [*classifier.predecessors()]
     while pending:
         node = pending.pop()
-        if node.op_type not in (*WEIGHTED, "Add", "Relu", "MaxPool"):
+        if node.op_type not in (*WEIGHTED, *LIMITS, "Add", "MaxPool"):
             names.append(node_name(node))
             pending.extend(node.predecessors())
     return names
@@ -153,7 +154,7 @@ def _source_layer(value: ir.Value | None) -> str | None:
     while value is not None and (node := value.producer()) is not None:
         if node.op_type in WEIGHTED or is_residual_add(node):
             return node_name(node)
-        if node.op_type not in (*SAME_GRID, "Relu"):
+        if node.op_type not in (*SAME_GRID, *LIMITS):
             return None
         value = node.inputs[0]
     return None

@@ -18,7 +18,11 @@ from resdeploy.bundle.manifest import Encoding
 WEIGHTED = ("Conv", "Gemm")
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 # Nodes of these types only select or move values, or add zeros. So the output keeps the scale.
-SAME_GRID = ("MaxPool", "Flatten", "Pad")
+SAME_GRID = ("MaxPool", "Flatten", "Pad", "Reshape", "Transpose")
+# Activations that limit values: a kernel that rounds its output to a range limits them, too.
+LIMITS = ("Relu", "Clip")
+# Nodes for which ONNX Runtime has integer kernels on CPUs, besides residual additions.
+INTEGER_ON_CPU = (*WEIGHTED, *SAME_GRID, "AveragePool", "Concat", "GlobalAveragePool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +101,33 @@ def _ends_in_head(pooling: ir.Node) -> bool:
 
 
 def _place_everywhere(graph: ir.Graph) -> tuple[QuantizedEdge, ...]:
-    """Return every edge after the normalisation, except those between a node and its ReLU."""
+    """Return every edge of a node in integers, except those between a node and its ReLU.
+
+    Nodes without an integer kernel stay float. What they read is quantised if a kernel in integers
+    computes it, and what they compute if one reads it.
+    """
     quantised: set[tuple[str, int]] = set()
     reached: set[str] = set()  # layers with weights, and the nodes that depend on them
+    integer: set[str] = set()  # nodes whose outputs are quantised
     for node in graph:
         if node.op_type in WEIGHTED or any(
             node_name(producer) in reached for producer in node.predecessors()
         ):
-            reached.add(node_name(node))
+            name = node_name(node)
+            reached.add(name)
+            has_kernel = node.op_type in INTEGER_ON_CPU or is_residual_add(node)
+            if has_kernel:
+                integer.add(name)
             for index, value in enumerate(node.inputs):
-                if is_activation(value) and value.producer() is not None:
-                    is_fused = node.op_type == "Relu" and len(value.uses()) == 1
-                    if not is_fused:
-                        quantised.add((node_name(node), index))
+                producer = value.producer() if is_activation(value) else None
+                if producer is None or value is None:
+                    continue
+                is_integer = node_name(producer) in integer
+                if node.op_type in LIMITS and len(value.uses()) == 1:
+                    if is_integer:
+                        integer.add(name)
+                elif has_kernel or is_integer:
+                    quantised.add((name, index))
     return _edges(graph, quantised)
 
 

@@ -13,6 +13,8 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import Range
 from resdeploy.calibration.scales import (
+    INT8_MAX,
+    UINT8_MAX,
     QuantizationParameters,
     asymmetric_parameters,
     quantize_bias,
@@ -116,11 +118,12 @@ def insert_qdq(
         parameters: Scales and zero points to take instead of those for just these edges.
     """
     graph = model.graph
-    nodes = {node.name: node for node in graph}
-    values = ir.convenience.create_value_mapping(graph)
     on_cpu = encoding is Encoding.CPU
     input_scales: dict[str, np.float32] = {}  # by node whose first input is quantised
     parameters = parameters or activation_parameters(graph, edges, ranges, encoding)
+    _drop_limits(graph, edges, parameters, UINT8_MAX if on_cpu else INT8_MAX)
+    nodes = {node.name: node for node in graph}
+    values = ir.convenience.create_value_mapping(graph)
     for edge in edges:
         chosen = parameters[edge.range_of]
         dequantized = _quantize_activation(graph, values[edge.tensor], chosen, on_cpu=on_cpu)
@@ -142,6 +145,36 @@ def activation_parameters(
         return {name: symmetric_parameters(span, half=True) for name, span in chosen.items()}
     parameters = {name: asymmetric_parameters(span) for name, span in chosen.items()}
     return align_scales(graph, edges, parameters)
+
+
+def _drop_limits(
+    graph: ir.Graph,
+    edges: Sequence[QuantizedEdge],
+    parameters: Mapping[str, QuantizationParameters],
+    largest: int,
+) -> None:
+    """Replace each `Clip` from 0 to a limit by a `Relu`, if rounding limits its output, too.
+
+    The integers stay the same, because the limit is rounded to the `largest` one. Engines fuse a
+    `Relu` into the kernel of a convolution; ONNX Runtime fuses a `Clip` only in some cases.
+    """
+    chosen = {edge.tensor: edge for edge in edges}
+    for node in list(graph):
+        edge = chosen.get(value_name(node.outputs[0])) if node.op_type == "Clip" else None
+        if edge is None or len(edge.readers) < len(node.outputs[0].uses()):
+            continue
+        low, high = (value.const_value if value else None for value in node.inputs[1:3])
+        if low is None or high is None or float(low.numpy()) != 0:
+            continue
+        grid = parameters[edge.range_of]
+        if np.rint(float(high.numpy()) / float(grid.scale)) + grid.zero_point >= largest:
+            relu = ir.node("Relu", [node.inputs[0]], name=node.name)
+            output, new = node.outputs[0], relu.outputs[0]
+            new.type, new.shape = output.type, output.shape
+            graph.insert_before(node, relu)
+            ir.convenience.replace_all_uses_with(output, new)
+            graph.remove(node, safe=True)
+            new.name = output.name
 
 
 def _quantize_activation(

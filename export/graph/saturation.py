@@ -10,6 +10,9 @@ Neighbours, with an even number of input channels, are 2i and 2i + 1 of one tap 
 odd number is padded per tap (oneDNN) or not at all (MLAS, where the pairs cross taps), so any two
 successive weights may meet. With one channel, oneDNN's AVX-512 kernels take columns before rows.
 
+A depthwise convolution has one input channel per output. Its kernels extend activations and weights
+to 16 bits and add products in 32, so that none of them saturates.
+
 Arm without dot products adds products of int8 at a distance of eight channels, after subtracting
 128 from the activations. Only 2 * (-128) * (-128) exceeds 16 bits, so no weight may be -128.
 
@@ -17,8 +20,8 @@ Sources: microsoft/onnxruntime, onnxruntime/core/providers/cpu/quantization/qlin
 (ReorderFilter, TryConvSymPrepack), core/mlas/lib/convsym.cpp (MlasConvSymPackW) and, in
 core/mlas/lib/amd64, ConvSymKernelAvx2.asm, QgemmU8X8KernelAvx2.asm, QgemmU8X8KernelAvx512Core.asm,
 QgemvU8S8KernelAvx2.asm; aarch64/ConvSymU8KernelNeon.S. uxlfoundation/oneDNN, src/cpu/x64:
-jit_uni_x8s8s32x_conv_kernel.cpp (weights in groups of 4i), brgemm/jit_brgemm_kernel.cpp,
-jit_brgemm_conv_utils.cpp (relo_whi, for one channel), gemm/s8x8s32.
+jit_uni_x8s8s32x_conv_kernel.cpp (weights in groups of 4i; compute_ker_dw for depthwise ones),
+brgemm/jit_brgemm_kernel.cpp, jit_brgemm_conv_utils.cpp (relo_whi, for one channel), gemm/s8x8s32.
 """
 
 from __future__ import annotations
@@ -60,6 +63,8 @@ def pairs_of(node: ir.Node) -> npt.NDArray[np.intp]:
     Returns:
         Indices (pairs, 2) as in `added_pairs`.
     """
+    if is_depthwise(node):
+        return np.empty((0, 2), dtype=np.intp)
     indices = packed_indices(node)
     if indices is None:
         assert node.inputs[1] is not None
@@ -67,6 +72,13 @@ def pairs_of(node: ir.Node) -> npt.NDArray[np.intp]:
         return added_pairs(tuple(node.inputs[1].shape.numpy()))
     pairs = indices.ravel()[added_pairs(indices.shape)]
     return pairs[(pairs >= 0).all(axis=1)]
+
+
+def is_depthwise(node: ir.Node) -> bool:
+    """Return True for a convolution each of whose outputs reads one of several channels."""
+    weight = node.inputs[1]
+    is_single = weight is not None and weight.shape is not None and weight.shape[1] == 1
+    return node.op_type == "Conv" and is_single and node.attributes.get_int("group", 1) > 1
 
 
 def saturating_pairs(weight: npt.NDArray[np.int8]) -> npt.NDArray[np.intp]:
@@ -98,6 +110,6 @@ def check_no_saturation(graph: ir.Graph) -> None:
         assert stored is not None
         assert stored.const_value is not None
         integers = stored.const_value.numpy()
-        number = len(saturating_pairs(integers))
+        number = 0 if is_depthwise(node) else len(saturating_pairs(integers))
         if number or integers.min() < -INT8_MAX:
             raise AssertionError(f"{node.name}: {number} pairs of weights may saturate")

@@ -9,22 +9,28 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import torch
 from onnxscript import opset20 as op
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.errors import ExportError, one_line_reason, remedy_for
-from resdeploy.images.preprocessing import ImageSize, height_and_width
-from resdeploy.train.model.resnet import Classifier, normed_convolutions, with_rgb_weights
+from resdeploy.images.preprocessing import ImageSize, Preprocessing, height_and_width
+from resdeploy.train.model.resnet import (
+    Classifier,
+    Normalize,
+    normed_convolutions,
+    rgb_normalisation,
+    with_rgb_weights,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,22 +53,70 @@ def to_onnx(classifier: Classifier, image_size: ImageSize) -> ir.Model:
     Raises:
         ExportError: PyTorch's exporter failed.
     """
-    height, width = height_and_width(image_size)
     folded = with_rgb_weights(fold_batch_norm(classifier))
-    # Repeat the factors of the normalisation for each column. ONNX Runtime's NHWC kernels then work
-    # on runs of whole rows. With runs of three numbers, they took 6 % of the INT8 latency.
-    for name, factor in list(folded.normalize.named_buffers()):
-        row = factor.expand(-1, -1, -1, width).contiguous()
-        folded.normalize.register_buffer(name, row)
+    _repeat_factors(folded.normalize, image_size)
+    model = _export(folded, image_size)
+    model.graph.name = classifier.network.architecture.name
+    return model
+
+
+def normalisation_to_onnx(preprocessing: Preprocessing) -> ir.Model:
+    """Return the graph of a normalisation, uint8 (batch, height, width, 3) to (batch, C, H, W).
+
+    For BGR, it gives the channels as RGB: the weights that read them must be flipped.
+
+    Raises:
+        ExportError: PyTorch's exporter failed.
+    """
+    normalize = rgb_normalisation(Normalize(preprocessing))
+    _repeat_factors(normalize, preprocessing.image_size)
+    outer = torch.nn.Sequential(OrderedDict(normalize=normalize))
+    return _export(outer, preprocessing.image_size)
+
+
+def _repeat_factors(normalize: Normalize, image_size: ImageSize) -> None:
+    """Repeat the factors of the normalisation for each column, in place.
+
+    ONNX Runtime's NHWC kernels then work on runs of whole rows. With runs of three numbers, they
+    took 6 % of the INT8 latency.
+    """
+    _, width = height_and_width(image_size)
+    for name, factor in list(normalize.named_buffers()):
+        normalize.register_buffer(name, factor.expand(-1, -1, -1, width).contiguous())
+
+
+def _export(module: torch.nn.Module, image_size: ImageSize) -> ir.Model:
+    """Return the graph of a module that reads uint8 images (batch, height, width, 3)."""
+    height, width = height_and_width(image_size)
     # With a batch of one, the exporter would make the batch size a constant.
     example = torch.zeros((2, height, width, 3), dtype=torch.uint8)
+    model = export_program(module, example, "the network", optimize=False).model
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.IdentityEliminationPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.ShapeInferencePass()(model)
+    name_after_modules(model.graph)
+    _clear_metadata(model)
+    model.ir_version = IR_VERSION
+    model.producer_name = "resdeploy"
+    return model
+
+
+def export_program(
+    module: torch.nn.Module, example: torch.Tensor, name: str, *, optimize: bool = True
+) -> torch.onnx.ONNXProgram:
+    """Return the ONNX program of a module with one input, whose first axis is the batch.
+
+    Raises:
+        ExportError: PyTorch's exporter failed.
+    """
     with _quiet_exporter():
         try:
             program = torch.onnx.export(
-                folded,
+                module,
                 (example,),
                 dynamo=True,
-                optimize=False,
+                optimize=optimize,
                 verbose=False,
                 opset_version=OPSET,
                 input_names=[INPUT_NAME],
@@ -72,36 +126,43 @@ def to_onnx(classifier: Classifier, image_size: ImageSize) -> ir.Model:
                     torch.ops.aten.mean.dim: _global_average_pool,
                     torch.ops.aten.div.Tensor_mode: _divide_integers,
                     torch.ops.aten.amax.default: _global_max_pool,
-                },
+                }
+                if not optimize
+                else None,
             )
-        except torch.onnx.OnnxExporterError as error:
+        except Exception as error:  # of the exporter, and of the module itself
             cause = error.__cause__ or error  # the error itself describes only the exporter's steps
             raise ExportError(
-                f"PyTorch {torch.__version__} could not export the network: "
-                f"{one_line_reason(cause)}",
+                f"PyTorch {torch.__version__} could not export {name}: {one_line_reason(cause)}",
                 remedy_for(cause, VERSIONS_HINT),
             ) from error
     assert program is not None  # is None only if a file name was passed
-    model = program.model
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    passes.IdentityEliminationPass()(model)
-    passes.RemoveUnusedNodesPass()(model)
-    passes.ShapeInferencePass()(model)
-    name_after_modules(model.graph)
-    _clear_metadata(model)
-    model.ir_version = IR_VERSION
-    model.producer_name = "resdeploy"
-    model.graph.name = classifier.network.architecture.name
-    return model
+    return program
 
 
 def fold_batch_norm(classifier: Classifier) -> Classifier:
     """Return a float32 copy in which every batch norm is folded into its convolution."""
     folded = copy.deepcopy(classifier).float().cpu().eval()
-    for name, convolution, norm_name, norm in list(normed_convolutions(folded)):
-        folded.set_submodule(name, fuse_conv_bn_eval(convolution, norm))
+    for _, convolution, norm_name, norm in list(normed_convolutions(folded)):
+        _fold(convolution, norm)
         folded.set_submodule(norm_name, torch.nn.Identity())
     return folded
+
+
+def _fold(convolution: torch.nn.Conv2d, norm: torch.nn.BatchNorm2d) -> None:
+    """Fold a batch norm into its convolution, in place.
+
+    The operations and their order are those of PyTorch's exporter (onnxscript, rewriter/rules/
+    common/_fuse_batchnorm.py), so that a checkpoint and its ONNX file give the same bits. They are
+    computed with NumPy, whose square roots are exact to the last bit, unlike those of PyTorch.
+    """
+    state = {name: tensor.numpy() for name, tensor in norm.state_dict().items()}
+    weight = convolution.weight.detach().numpy()
+    bias = 0 if convolution.bias is None else convolution.bias.detach().numpy()
+    factor = state["weight"] / np.sqrt(state["running_var"] + np.float32(norm.eps))
+    folded = (bias - state["running_mean"]) * factor + state["bias"]
+    convolution.weight.data = torch.from_numpy(weight * factor.reshape(-1, 1, 1, 1))
+    convolution.bias = torch.nn.Parameter(torch.from_numpy(folded))
 
 
 def to_bytes(model: ir.Model) -> bytes:

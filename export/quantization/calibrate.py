@@ -32,6 +32,7 @@ from resdeploy.export.quantization.held_out import (
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration, Fold
 from resdeploy.export.quantization.simulate import batch_size, run_graph
+from resdeploy.export.source.network import CheckpointNetwork
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Advance, Progress
 from resdeploy.statistics import agreement_percent, sqnr_db
@@ -199,7 +200,8 @@ def _learned_recipes(
     model: ir.Model, source: Source, in_float: frozenset[str]
 ) -> dict[Encoding, QuantizationRecipe]:
     """Return TensorRT's recipe with the ranges learned in training; empty if none were learned."""
-    largest = source.checkpoint.learned_ranges
+    network = source.network
+    largest = network.checkpoint.learned_ranges if isinstance(network, CheckpointNetwork) else None
     if largest is None:
         return {}
     ranges = {tensor: Range(low=-largest[tensor], high=largest[tensor]) for tensor in largest}
@@ -210,7 +212,7 @@ def _learned_recipes(
     if needed != set(largest):
         mismatch = min(needed ^ set(largest))
         raise CheckpointError(
-            f"the learned ranges of {source.checkpoint.path} do not fit the network: "
+            f"the learned ranges of {network.path} do not fit the network: "
             f"{mismatch} is missing or unknown",
             "train it again with --qat, and export it without --int8-shortcuts",
         )

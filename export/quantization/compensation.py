@@ -24,7 +24,7 @@ from resdeploy.bundle.manifest import INPUT_NAME, Encoding
 from resdeploy.calibration.calibrators import CALIBRATORS
 from resdeploy.calibration.histogram import Float64Array
 from resdeploy.calibration.observer import run_feeds
-from resdeploy.calibration.weight_rounding import round_weights
+from resdeploy.calibration.weight_rounding import round_depthwise, round_weights
 from resdeploy.export.graph.float_layers import elements
 from resdeploy.export.graph.placement import WEIGHTED, QuantizedEdge, node_name, value_name
 from resdeploy.export.graph.qdq import (
@@ -33,7 +33,7 @@ from resdeploy.export.graph.qdq import (
     activation_parameters,
     insert_qdq,
 )
-from resdeploy.export.graph.saturation import pairs_of
+from resdeploy.export.graph.saturation import is_depthwise, pairs_of
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.quantization.simulate import batch_size, round_at, sites_of
@@ -117,19 +117,23 @@ def compensated_weights(
             integers_read = known.batches(quantised, _stored(edge))
             means, moments = _input_moments(integers_read, activation.zero_point, node, len(images))
             name, exact = _initializer(node, 1)
-            groups, pairs = np.split(exact, len(moments)), pairs_of(node)
-            integers, scales, changes = [], [], []
-            for part, mean, found in zip(groups, means, moments):
-                flat = part.reshape(len(part), -1)
-                rounded, steps = round_weights(flat, found, pairs)
-                errors = flat - rounded * steps[:, None].astype(np.float64)
-                integers.append(rounded.reshape(part.shape))
-                scales.append(steps)
-                changes.append(errors @ mean * float(activation.scale))
-            weights[name] = np.concatenate(integers), np.concatenate(scales)
+            flat = exact.reshape(len(exact), -1)
+            if is_depthwise(node) and len(moments) == len(exact):
+                integers, scales = round_depthwise(flat, moments)
+            else:
+                pairs = pairs_of(node)
+                parts = [
+                    round_weights(part, found, pairs)
+                    for part, found in zip(np.split(flat, len(moments)), moments)
+                ]
+                integers, scales = (np.concatenate(some) for some in zip(*parts))
+            errors = flat - integers * scales[:, None].astype(np.float64)
+            read = np.repeat(means, len(flat) // len(means), axis=0)  # by output, (O, K)
+            changes = np.einsum("ok,ok->o", errors, read) * float(activation.scale)
+            weights[name] = integers.reshape(exact.shape), scales
             if len(node.inputs) > 2 and node.inputs[2] is not None:
                 name, bias = _initializer(node, 2)
-                biases[name] = (bias + np.concatenate(changes)).astype(np.float32)
+                biases[name] = (bias + changes).astype(np.float32)
             advance(percent[index + 1] - percent[index])
     return RoundedWeights(weights=weights, biases=biases)
 
@@ -248,8 +252,10 @@ def input_rows(
     strides = attributes.get_ints("strides", (1, 1))
     top, left, bottom, right = attributes.get_ints("pads", (0, 0, 0, 0))
     padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, tuple(kernel), axis=(2, 3))
-    windows = windows[:, :, :: strides[0], :: strides[1]]
+    steps = attributes.get_ints("dilations", (1, 1))
+    spans = tuple((size - 1) * step + 1 for size, step in zip(kernel, steps))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(2, 3))
+    windows = windows[:, :, :: strides[0], :: strides[1], :: steps[0], :: steps[1]]
     size = windows.shape[2] * windows.shape[3]
     taken = np.stack([generator.permutation(size)[:per_image] for _ in values])
     rows, columns = np.divmod(taken, windows.shape[3])

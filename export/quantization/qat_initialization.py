@@ -22,6 +22,7 @@ from resdeploy.export.inputs import read_source
 from resdeploy.export.network_check import check_network, label_warnings, shift_warnings
 from resdeploy.export.quantization.calibrate import calibrate
 from resdeploy.export.quantization.recipe import QuantizationRecipe
+from resdeploy.export.source.network import TorchClassifier
 from resdeploy.images.preprocessing import Channels, Preprocessing, size_text
 from resdeploy.images.preprocessing_settings import settings_of
 from resdeploy.progress import Progress, silent
@@ -85,7 +86,8 @@ def quantized_start(
     network = source.checkpoint.network()
     preprocessing = source.preprocessing
     classifier = Classifier(network, preprocessing)
-    check = check_network(classifier, source, config.seed)
+    reference = TorchClassifier(classifier, preprocessing)
+    check = check_network(reference, source, config.seed)
     for warning in shift_warnings(check, source) + label_warnings(
         check, source, labels_are_used=True
     ):

@@ -60,6 +60,8 @@ def check_onnx(data: Buffer, *, opset: int, image_size: tuple[int, int], classes
         if node.operator in ("Conv", "Gemm"):
             weights = shapes[node.inputs[1]]
             macs += prod(shape) * prod(weights) // max(1, shape[1])
+        elif node.operator == "MatMul":
+            macs += prod(shape) * shapes[node.inputs[0]][-1]
         if len(node.outputs) != 1:
             raise ValueError(f"a node {node.operator} has {len(node.outputs)} outputs")
         _add(shapes, node.outputs[0], shape)
@@ -213,24 +215,65 @@ def _space_to_depth(node: Node, inputs: list[Shape], weights: dict[str, Weight])
     return batch, channels * block * block, height // block, width // block
 
 
+def _reduce(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    axes = struct.unpack(f"<{inputs[1][0]}q", weights[node.inputs[1]].data)
+    rank = len(inputs[0])
+    if not all(-rank <= axis < rank for axis in axes):
+        raise TypeError("axes")
+    reduced = {axis % rank for axis in axes}
+    if _integer(node, "keepdims", 1):
+        return tuple(1 if i in reduced else size for i, size in enumerate(inputs[0]))
+    return tuple(size for i, size in enumerate(inputs[0]) if i not in reduced)
+
+
+def _matrices(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    first, second = inputs
+    if len(first) < 2 or len(second) < 2 or first[-1] != second[-2]:
+        raise TypeError("shapes")
+    batch = _broadcast(node, [first[:-2] or (1,), second[:-2] or (1,)], weights)
+    return (*batch[len(batch) - max(len(first), len(second)) + 2 :], first[-2], second[-1])
+
+
+def _reshape(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    target = struct.unpack(f"<{inputs[1][0]}q", weights[node.inputs[1]].data)
+    total, known = prod(inputs[0]), prod(size for size in target if size != -1)
+    shape = tuple(total // known if size == -1 else size for size in target)
+    if min(target) < -1 or 0 in target or target.count(-1) > 1 or prod(shape) != total:
+        raise TypeError("shape")
+    return shape
+
+
 OPERATORS: dict[str, Rule] = {
     "Add": _broadcast,
     "AveragePool": _pool,
     "Cast": _same,
+    "Clip": _same,
     "Concat": _concat,
     "Conv": _conv,
     "DequantizeLinear": _same,
+    "Div": _broadcast,
+    "Elu": _same,
     "Flatten": _flatten,
+    "Gelu": _same,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_pool,
     "GlobalMaxPool": _global_pool,
+    "HardSigmoid": _same,
+    "HardSwish": _same,
+    "LayerNormalization": _same,
+    "LeakyRelu": _same,
+    "MatMul": _matrices,
     "MaxPool": _pool,
     "Mul": _broadcast,
     "Pad": _pad,
     "QuantizeLinear": _same,
+    "ReduceSum": _reduce,
     "Relu": _same,
+    "Reshape": _reshape,
+    "Sigmoid": _same,
     "SpaceToDepth": _space_to_depth,
     "Sub": _broadcast,
+    "Tanh": _same,
     "Transpose": _transpose,
 }
 """The operators that an export writes, with the shape of their output."""

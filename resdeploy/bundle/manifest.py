@@ -119,6 +119,9 @@ class Artifact:
         return splitext(self.file)[0]
 
 
+GRAPH_KIND = "graph"
+
+
 class GoldenOrigin(str, Enum):
     """The source of the golden images."""
 
@@ -131,6 +134,7 @@ class GoldenReference(str, Enum):
 
     PYTORCH = "pytorch"
     FP32 = "fp32.onnx"  # the bundle's graph in ONNX Runtime, which PyTorch had verified
+    SOURCE_GRAPH = "source-graph"  # the exported ONNX file in ONNX Runtime, without optimisations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +159,11 @@ class GoldenRecord:
     @property
     def reference_name(self) -> str:
         """Name of the network that the graphs are compared with, for a sentence."""
-        return "PyTorch" if self.reference is GoldenReference.PYTORCH else self.reference.value
+        names = {
+            GoldenReference.PYTORCH: "PyTorch",
+            GoldenReference.SOURCE_GRAPH: "the exported ONNX file in ONNX Runtime",
+        }
+        return names.get(self.reference, self.reference.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +236,11 @@ class Manifest:
             **jsonable(self),
             "work": self.work.to_json(),
         }  # fmt: skip
+
+    @property
+    def is_graph(self) -> bool:
+        """True if the bundle was exported from a graph, and not from weights of PyTorch."""
+        return bool(self.model.get("kind") == GRAPH_KIND)
 
     @property
     def classes(self) -> int:

@@ -166,7 +166,7 @@ def benchmark_text(result: Benchmark) -> str:
         [
             table(list(columns), list(zip(*columns.values()))),
             "p50 and p99: median and 99th percentile of the time of a call; speed-up: against "
-            "PyTorch eager; cold start: from the start of a process to its first result"
+            f"{result.baseline_name}; cold start: from the start of a process to its first result"
             + ("; limit: the roofline of this machine" if "share of limit" in columns else ""),
             *([SPEEDUP_RULE] if any(t.speedup for t in timings[1:]) else []),
             *([ABOVE_LIMIT] if any((t.limit_share or 0) > 1 for t in timings) else []),

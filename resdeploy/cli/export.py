@@ -146,9 +146,10 @@ def export(
     """Export SOURCE to a bundle of ONNX graphs.
 
     SOURCE is a run folder, or weights of a residual network as PyTorch, timm, Hugging Face (file or
-    folder), fastai or Lightning save them; the default is runs/latest. The bundle also holds golden
-    images (inputs with PyTorch's logits) to verify the graphs anywhere. Options of the
-    pre-processing without a default take what SOURCE states, or else the usual value.
+    folder), fastai or Lightning save them, or a classifier of any architecture in an .onnx file;
+    the default is runs/latest. The bundle also holds golden images (inputs with the logits of
+    PyTorch, or of the .onnx file) to verify the graphs anywhere. Options of the pre-processing
+    without a default take what SOURCE states, or else the usual value.
 
     Exit code with a target: 0 if it was reached, 1 if it was missed, 3 if too few images decide;
     the bundle is written in each case.

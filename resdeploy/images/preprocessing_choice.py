@@ -146,7 +146,7 @@ def assumption(choice: ChosenPreprocessing) -> str | None:
     texts = setting_texts(choice.preprocessing)
     words = [texts[name] for name in choice.assumed if name in texts]
     return (
-        f"the checkpoint does not state its pre-processing; assumed: {', '.join(words)}"
+        f"the file of the network does not state its pre-processing; assumed: {', '.join(words)}"
         if words
         else None
     )

@@ -18,7 +18,7 @@ def benchmark_summary(result: Benchmark) -> str:
     gain = ""
     if fastest.speedup is not None:
         gain = (
-            f", {factor(fastest.speedup)} times as fast as PyTorch eager (95 % interval "
+            f", {factor(fastest.speedup)} times as fast as {result.baseline_name} (95 % interval "
             f"{factor(fastest.speedup_low or 0.0)} to {factor(fastest.speedup_high or 0.0)})"
         )
     graph = graph_name(fastest.precision, fastest.encoding)
@@ -35,7 +35,7 @@ def benchmark_section(result: Benchmark) -> Section:
         blocks.append(_spread(spread))
     blocks.append(_times(result))
     if gains := [timing for timing in result.results if timing.speedup is not None]:
-        blocks.append(_speedups(gains))
+        blocks.append(_speedups(gains, result.baseline_name))
     blocks.append(_resources(result))
     if any(timing.stages_ms for timing in result.results):
         blocks.append(_stages(result))
@@ -80,8 +80,8 @@ def _times(result: Benchmark) -> Table:
     )
     return Table(
         caption="Latency and throughput. p50: median of the milliseconds per call; 90 and 99 % of "
-        "the calls do not exceed p90 and p99. Speed-up: against PyTorch eager, with its 95 % "
-        "confidence interval; it is computed from the ratios within rounds, in which all take "
+        f"the calls do not exceed p90 and p99. Speed-up: against {result.baseline_name}, with its "
+        "95 % confidence interval; it is computed from the ratios within rounds, in which all take "
         "turns, not from the column p50.",
         head=("contender", "p50", "speed-up", "95 % interval", "images/s", "p90", "p99"),
         rows=rows,
@@ -89,7 +89,7 @@ def _times(result: Benchmark) -> Table:
     )
 
 
-def _speedups(timings: list[Timing]) -> Figure:
+def _speedups(timings: list[Timing], baseline: str) -> Figure:
     rows = [
         (
             contender_label(timing),
@@ -107,8 +107,8 @@ def _speedups(timings: list[Timing]) -> Figure:
             marks=(1.0,),
             logarithmic=True,
         ),
-        caption="Speed-up against PyTorch eager, with its 95 % confidence interval.",
-        legend=(("mark0", "PyTorch eager"),),
+        caption=f"Speed-up against {baseline}, with its 95 % confidence interval.",
+        legend=(("mark0", baseline),),
     )
 
 

@@ -32,6 +32,11 @@ class Benchmark:
     warnings: tuple[ExportWarning, ...] = ()
     """Doubts of the export about the bundle."""
 
+    @property
+    def baseline_name(self) -> str:
+        """Return the name of the contender to which speed-ups refer."""
+        return self.environment.baseline.name if self.environment.baseline else "PyTorch eager"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkEnvironment(Environment):
@@ -55,12 +60,13 @@ class BenchmarkEnvironment(Environment):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineFacts:
-    """The weights and the device of PyTorch eager."""
+    """The contender to which speed-ups refer."""
 
     weights: str
     """The checkpoint, or `random`."""
     device: str
     """`cpu` or `cuda`."""
+    name: str = "PyTorch eager"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -156,13 +156,12 @@ def _make_result(
             within=config.within,
             time_limit=config.time_limit,
             high_priority=all(runner.high_priority for runner in runners),
-            baseline=baseline
-            and BaselineFacts(weights=baseline.facts["weights"], device=baseline.facts["device"]),
+            baseline=baseline and _baseline_facts(baseline, bundle),
         ),
         work=work,
         ceilings=ceilings[Scope.GPU] or ceilings[Scope.CPU],
         notices=(
-            *([baseline.facts["notice"]] if baseline and baseline.facts["notice"] else []),
+            *([baseline.facts["notice"]] if baseline and baseline.facts.get("notice") else []),
             *notices(before.conditions, after.conditions, after.gpus),
             *(
                 f"the times of {runner.spec.label} were not stable after the warm-up"
@@ -174,6 +173,12 @@ def _make_result(
         warnings=bundle.manifest.warnings,
         results=timings,
     )
+
+
+def _baseline_facts(baseline: ContenderRunner, bundle: Bundle) -> BaselineFacts:
+    if bundle.manifest.is_graph:
+        return BaselineFacts(weights="fp32.onnx", device="cpu", name=baseline.spec.label)
+    return BaselineFacts(weights=baseline.facts["weights"], device=baseline.facts["device"])
 
 
 def wide_intervals(timings: Sequence[Timing], within: float) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from resdeploy.runtime.backends.base import AUTO
 from resdeploy.runtime.backends.registry import ENGINES, Candidate, candidates
 
 PYTORCH = (BASELINE, "pytorch-compile", "pytorch-autocast")
+GRAPH_BASELINE = ("onnxruntime-cpu", "fp32")
 CEILINGS = "ceilings"
 NAMES = (*PYTORCH, *(engine.name for engine in ENGINES), CEILINGS)
 
@@ -38,6 +39,8 @@ class ContenderSpec:
     """See `Workload.streams`."""
     runs_on: Scope = Scope.CPU
     file_bytes: int | None = None
+    is_baseline: bool = False
+    """True for the contender to which speed-ups refer."""
 
     @property
     def label(self) -> str:
@@ -55,17 +58,30 @@ def list_contenders(
 ) -> list[ContenderSpec]:
     """Return the contenders: the baseline, other modes of PyTorch, automatic backends, `also`.
 
+    A bundle that was exported from a graph has no network in PyTorch. Its baseline is ONNX Runtime
+    on the CPU with FP32.
+
     Raises:
         BackendError: A name in `without` is unknown, or a backend in `also` cannot run here.
     """
     for name in without:
         if name not in NAMES:
             raise BackendError(f"there is no contender {name!r}", f"choose from {', '.join(NAMES)}")
-    specs = [
-        *pytorch_contenders(workload, checkpoint),
+    backends = [
         *backend_contenders(bundle, workload),
         *(spec for name in also for spec in backend_contenders(bundle, workload, name)),
     ]
+    if bundle.manifest.is_graph:
+        if checkpoint is not None:
+            raise BackendError(
+                f"{bundle.path} was exported from a graph, so that PyTorch cannot run its network",
+                "leave --baseline out",
+            )
+        first = [spec for spec in backends if (spec.name, spec.precision) == GRAPH_BASELINE]
+        others = [spec for spec in backends if spec not in first]
+        specs = [*(replace(spec, is_baseline=True) for spec in first), *others]
+    else:
+        specs = [*pytorch_contenders(workload, checkpoint), *backends]
     return [spec for spec in specs if spec.name not in without]
 
 
@@ -78,6 +94,7 @@ def pytorch_contenders(workload: Workload, checkpoint: Path | None) -> list[Cont
             encoding=Encoding.FLOAT,
             worker=Worker.PYTORCH,
             arguments=(name, str(checkpoint or ""), *workload.to_arguments()),
+            is_baseline=name == BASELINE,
         )
         # Without PyTorch, list only the baseline, so that the reason is logged once.
         for name in (PYTORCH if find_spec("torch") else [BASELINE])

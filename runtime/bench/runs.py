@@ -19,7 +19,6 @@ from resdeploy.errors import BackendError, ResdeployError
 from resdeploy.machine.device import Scope
 from resdeploy.machine.nvml import process_memory
 from resdeploy.progress import Progress, silent
-from resdeploy.result_files.benchmark import BASELINE
 from resdeploy.runtime.bench.contenders import CEILINGS, ContenderSpec
 from resdeploy.runtime.bench.rounds import plan_rounds, run_round, warm_up
 from resdeploy.runtime.bench.stopping_rule import is_run_complete, plan_runs
@@ -155,7 +154,7 @@ def timed_runners(runners: Sequence[ContenderRunner]) -> list[ContenderRunner]:
 def baseline_of(runners: Sequence[ContenderRunner]) -> ContenderRunner | None:
     """Return the baseline; None if it does not take part."""
     first = timed_runners(runners)[0]
-    return first if first.spec.name == BASELINE else None
+    return first if first.spec.is_baseline else None
 
 
 def run_contenders(

@@ -71,6 +71,12 @@ def test_a_network_of_ones_own_is_exported(run: Run, tiny_checkpoint: Path) -> N
     assert (code, output.splitlines()[-1]) == (0, "own.bundle: reproduced")
 
 
+def test_a_module_of_ones_own_is_exported(run: Run, image_data: Path) -> None:
+    code, output = run("own_module", "own.bundle", "--photos", image_data)
+    assert (code, output.splitlines()[-1]) == (0, "own.bundle: reproduced")
+    assert Path("own.bundle/int8-cpu.onnx").is_file()
+
+
 def test_the_python_api_classifies_a_folder(
     run: Run, tiny_bundle: Bundle, image_data: Path
 ) -> None:

@@ -25,6 +25,7 @@ from resdeploy.export.golden_images import (
     synthetic_images,
 )
 from resdeploy.export.inputs import ImagePools, read_source
+from resdeploy.export.source.network import TorchClassifier
 from resdeploy.images.class_folders import hold_out, names_digest, read_image_folder
 from resdeploy.images.preprocessing import Preprocessing, image_digest
 from resdeploy.train.checkpoint.contents import Weights
@@ -375,7 +376,7 @@ def test_synthetic_images_are_not_constant_and_differ() -> None:
 def test_golden_logits_match_pytorch() -> None:
     classifier = make_classifier()
     images = synthetic_images(SIZE, 3, seed=0)
-    golden = make_golden(classifier, images)
+    golden = make_golden(TorchClassifier(classifier, Preprocessing.standard(SIZE)), images)
     with torch.inference_mode():
         expected = classifier(torch.from_numpy(images[1:2])).numpy()
     np.testing.assert_array_equal(golden.logits[1:2], expected)

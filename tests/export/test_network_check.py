@@ -24,7 +24,7 @@ from resdeploy.bundle.batch_norm_shift import (
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.cli.export import export_text
 from resdeploy.errors import DataError
-from resdeploy.export import network_check, pipeline, source_preprocessing
+from resdeploy.export import network_check, pipeline
 from resdeploy.export.golden_images import synthetic_images
 from resdeploy.export.inputs import Source, read_source
 from resdeploy.export.network_check import (
@@ -36,6 +36,7 @@ from resdeploy.export.network_check import (
 )  # fmt: skip
 from resdeploy.export.norm_inputs import LARGEST
 from resdeploy.export.pipeline import ExportConfig, export
+from resdeploy.export.source import network
 from resdeploy.images.class_folders import read_image_folder
 from resdeploy.images.preprocessing import (
     IMAGENET_MEAN,
@@ -205,7 +206,7 @@ def test_an_export_records_and_prints_the_shift(checkpoint: Path, data: Path) ->
     assert shift == result.batch_norm_shift
     assert shift.images == 120
     (assumed,) = result.warnings
-    assert assumed.message.startswith("the checkpoint does not state its pre-processing")
+    assert assumed.message.startswith("the file of the network does not state its pre-processing")
     assert parse(BatchNormShift, jsonable(shift)) == shift
     assert shift_sentence(shift) in export_text(result)
     report = bundle.read("report.html").decode()
@@ -264,7 +265,7 @@ def test_a_warning_has_one_cause_and_only_figures_above_the_limit(
     checkpoint: Path, data: Path, fitted: ResNet, is_own: bool
 ) -> None:
     source = read_source(checkpoint, image_size=2 * SIZE, calibration_data=data)
-    check = check_network(Classifier(fitted, source.preprocessing), source, 0)
+    check = check_network(source.network.classifier(source.preprocessing), source, 0)
     (warning,) = shift_warnings(check, dataclasses.replace(source, is_own=is_own))
     assert ("the inputs of the batch norms differ" in warning.message) is not is_own
     assert ("have not settled on the run's training images: on 120" in warning.message) is is_own
@@ -279,7 +280,7 @@ def test_a_run_that_learned_nothing_is_told_to_train_longer(
     checkpoint: Path, data: Path, fitted: ResNet, is_own: bool
 ) -> None:
     source = read_source(checkpoint, image_size=SIZE, calibration_data=data)
-    check = check_network(Classifier(fitted, source.preprocessing), source, 0)
+    check = check_network(source.network.classifier(source.preprocessing), source, 0)
     assert check is not None
     classes, predicted = np.random.default_rng(0).integers(0, 3, (2, 600))
     guessed = dataclasses.replace(check, classes=classes, predicted=predicted)
@@ -298,11 +299,11 @@ def test_only_an_assumed_size_is_compared_with_others(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(source_preprocessing, "DEFAULT_IMAGE_SIZE", 2 * SIZE)
+    monkeypatch.setattr(network, "DEFAULT_IMAGE_SIZE", 2 * SIZE)
     monkeypatch.setattr(network_check, "TRIED_SIZES", (SIZE // 2, SIZE))
     size = 2 * SIZE if stated else None
     source = read_source(checkpoint, image_size=size, calibration_data=data)
-    check_network(Classifier(fitted, source.preprocessing), source, 0)
+    check_network(source.network.classifier(source.preprocessing), source, 0)
     warning = f"contradict the assumed {2 * SIZE} pixels, and fit {SIZE}: stop this work"
     assert (warning in caplog.text) is not stated
 
@@ -311,7 +312,7 @@ def test_an_unreadable_image_is_passed_over(checkpoint: Path, data: Path, tmp_pa
     (tmp_path / "few").mkdir()
     (tmp_path / "few" / "broken.png").write_bytes(b"")
     source = read_source(checkpoint, image_size=SIZE, calibration_data=tmp_path / "few")
-    classifier = Classifier(source.checkpoint.network(), Preprocessing(image_size=SIZE))
+    classifier = source.network.classifier(Preprocessing(image_size=SIZE))
     assert check_network(classifier, source, 0) is None
     assert shift_warnings(None, source) == []
     good = next((data / "train" / "red").iterdir())
@@ -363,7 +364,7 @@ def test_a_guess_that_the_predictions_confirm_is_used(
 ) -> None:
     source = read_source(checkpoint, image_size=SIZE, calibration_data=data)
     assert source.classes_are_guessed
-    check = check_network(Classifier(fitted, source.preprocessing), source, 0)
+    check = check_network(source.network.classifier(source.preprocessing), source, 0)
     assert drop_wrong_guess(check, source) == (check, source)
     labels = Path("labels.txt")
     labels.write_text("\n".join(CLASSES))

@@ -46,6 +46,8 @@ from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.quantization.calibrate import calibrate
 from resdeploy.export.quantization.recipe import read_recipe
 from resdeploy.export.quantization.result import Calibration
+from resdeploy.export.source import network
+from resdeploy.export.source.network import TorchClassifier
 from resdeploy.images.preprocessing import image_digest
 from resdeploy.runtime.backends.onnxruntime.cpu import NAME as CPU
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
@@ -361,7 +363,7 @@ def test_a_graph_that_does_not_agree_is_not_written(
     config: ExportConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = to_onnx(make_classifier(seed=1), SIZE)
-    monkeypatch.setattr(pipeline, "to_onnx", lambda *arguments: wrong)
+    monkeypatch.setattr(network, "to_onnx", lambda *arguments: wrong)
     with pytest.raises(ExportError, match=r"fp32\.onnx does not agree with PyTorch"):
         export(config)
     assert nothing_is_left()
@@ -413,7 +415,7 @@ def test_every_graph_agrees_on_any_golden_images(
     """Check that INT8 values may differ by one step between batch sizes, as with some seeds."""
     source = read_source(tiny_checkpoint, image_size=SIZE, calibration_data=image_data)
     images, _ = choose_golden(source.pools, source.preprocessing, seed)
-    golden = make_golden(make_classifier(), images)
+    golden = make_golden(TorchClassifier(make_classifier(), source.preprocessing), images)
     for artifact in tiny_bundle.manifest.artifacts:
         bundle_files.check_graph(
             tiny_bundle.read(artifact.file), artifact.file, artifact.precision, artifact.encoding,

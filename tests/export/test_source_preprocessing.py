@@ -64,13 +64,14 @@ def test_the_checkpoint_itself_states_some_settings(weights: Path) -> None:
 
 def test_a_file_beside_the_weights_comes_before_the_checkpoint(weights: Path) -> None:
     beside(weights)
-    choice = source_of(weights).choice
+    source = source_of(weights)
+    choice = source.choice
     assert choice.preprocessing == Preprocessing(
         image_size=64, resize=71, interpolation=Interpolation.BICUBIC, mean=(0.5,) * 3,
         std=(0.5,) * 3,
     )  # fmt: skip
     assert set(choice.origins.values()) == {"config.json beside the weights"}
-    assert preprocessing_warnings(choice) == []
+    assert preprocessing_warnings(source.network, choice) == []
 
 
 @pytest.mark.parametrize(
@@ -107,9 +108,8 @@ def test_an_option_or_a_file_that_contradicts_the_checkpoint_is_a_warning(
     beside(weights)
     file = tmp_path / "own.json"
     file.write_text(json.dumps({"image_mean": [0.2] * 3, "image_std": [0.5] * 3}))
-    (warning,) = preprocessing_warnings(
-        source_of(weights, file, resize_mode=ResizeMode.SQUASH).choice
-    )
+    source = source_of(weights, file, resize_mode=ResizeMode.SQUASH)
+    (warning,) = preprocessing_warnings(source.network, source.choice)
     assert warning.message == (
         "the pre-processing is not the checkpoint's: squashed to 64 (from an option) instead of "
         "shorter side 71 (from config.json beside the weights), mean 0.2,0.2,0.2 (from own.json) "
@@ -123,11 +123,12 @@ def test_the_size_of_a_run_changes_alone(tmp_path: Path) -> None:
         tmp_path / "run", make_classifier().network, labels=CLASSES, preprocessing=run, data="gone",
         config={}, metrics={}, provenance={},
     )  # fmt: skip
-    choice = read_source(tmp_path / "run", image_size=36).choice
+    source = read_source(tmp_path / "run", image_size=36)
+    choice = source.choice
     expected = Preprocessing(image_size=36, resize=36, mean=(0.5,) * 3, std=(0.25,) * 3)
     assert choice.preprocessing == expected
     assert choice.origins["mean"] == "the run"
-    assert preprocessing_warnings(choice) == []
+    assert preprocessing_warnings(source.network, choice) == []
     # The weights of a run, given as a file, have the run's settings beside them.
     choice = source_of(tmp_path / "run" / "model.safetensors").choice
     assert choice.preprocessing == replace(expected, image_size=SIZE, resize=SIZE)

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resdeploy.export.source.network import CheckpointNetwork
 from resdeploy.export.source_preprocessing import choose_source_preprocessing
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Channels, Interpolation, ResizeMode
@@ -510,7 +511,7 @@ def logits_of(
 ) -> Tensor:
     """Return the logits of the classifier that an export of the checkpoint would write."""
     choice = choose_source_preprocessing(
-        checkpoint, options, None, (), None, seed=0, progress=silent
+        CheckpointNetwork(checkpoint), options, None, (), None, seed=0, progress=silent
     )
     classifier = Classifier(checkpoint.network(), choice.preprocessing).eval()
     inputs = np.stack([load_image(path, choice.preprocessing) for path in pictures])

@@ -17,7 +17,9 @@ _AGAIN = "copy or download the file again"
 _OTHER = "give weights of PyTorch: a .pth, .ckpt, .bin or .safetensors file"
 _CONVERT = "convert its weights to a state dict of PyTorch"
 _UNPACK = "unpack it, and give the path of the file inside"
-_ONNX = "give the checkpoint of PyTorch from which the graph was exported"
+_ONNX = "give the checkpoint of PyTorch from which the engine was built"
+_EXPORT = "resdeploy export takes it, if its name ends in .onnx; other commands need the weights"
+AN_ONNX_GRAPH = "an ONNX graph"
 # A regular expression for the first bytes, a name, and a remedy.
 _KINDS = (
     (rb"\Z", "an empty file", _AGAIN),
@@ -26,7 +28,7 @@ _KINDS = (
     (rb"\s*<(?i:!doctype html|html|head|body)", "an HTML page",
      "download the file itself, not its web page"),
     (rb"\s*<(\?xml|!)", "an XML document", _OTHER),
-    (rb"\x08[\x01-\x20](\x12(\0|[\x01-\x7f][ -~])|[:B])", "an ONNX graph", _ONNX),
+    (rb"\x08[\x01-\x20](\x12(\0|[\x01-\x7f][ -~])|[:B])", AN_ONNX_GRAPH, _EXPORT),
     (rb"\x08\x01\x12[\x80-\xff]", "a SavedModel of TensorFlow", _CONVERT),
     (rb"\n.{1,3}\n[\x01-\x7f][ -~]+\x12[\x01-\x7f][A-Z]", "a graph of TensorFlow", _CONVERT),
     (rb".{4}TFL3", "a network of TensorFlow Lite", _CONVERT),
@@ -35,7 +37,7 @@ _KINDS = (
     (rb"\x93NUMPY|PK\x03\x04.{26}[^/]{1,200}\.npy", "a file of NumPy arrays", _CONVERT),
     (rb"PK\x03\x04.{26}([^/]{1,200}/(data/(weights|aotinductor)/|archive_)|serialized_exported_)",
      "a program of torch.export",
-     "save its weights: torch.save(torch.export.load(FILE).state_dict, 'weights.pth')"),
+     "if you trust it, convert it: torch.onnx.export(torch.export.load(FILE), f='net.onnx')"),
     (rb"GGUF|ggml|lmgg", "a GGUF file of a language model", _OTHER),
     (rb"[a-z]trt\0", "an engine of TensorRT", _ONNX),
     (rb"\x7fELF|MZ", "a program or library", _OTHER),

@@ -271,11 +271,20 @@ def with_rgb_weights(classifier: Classifier) -> Classifier:
     if classifier.normalize.channels is not Channels.BGR:
         return classifier
     swapped = copy.deepcopy(classifier)
-    swapped.normalize.channels = Channels.RGB
-    for buffer in swapped.normalize.buffers():
-        buffer.copy_(buffer.flip(1))
+    swapped.normalize = rgb_normalisation(swapped.normalize)
     weight = first_convolution(swapped.network).weight
     weight.data = weight.data.flip(1).contiguous()
+    return swapped
+
+
+def rgb_normalisation(normalize: Normalize) -> Normalize:
+    """Return `normalize`, or for BGR a copy that gives the same channels in the order of RGB."""
+    if normalize.channels is not Channels.BGR:
+        return normalize
+    swapped = copy.deepcopy(normalize)
+    swapped.channels = Channels.RGB
+    for buffer in swapped.buffers():
+        buffer.copy_(buffer.flip(1))
     return swapped
 
 

@@ -1,0 +1,189 @@
+"""Rules that rewrite the nodes of a graph from elsewhere to those of an exported checkpoint.
+
+Each kind of layer gets one operator with explicit attributes and constants, so that placement and
+quantisation need not know how an exporter writes it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from resdeploy.export.graph.placement import WEIGHTED, value_name
+
+
+def rewrite_layers(graph: ir.Graph) -> None:
+    """Apply all rules, in place; every value must have a shape."""
+    for node in list(graph):
+        if node.op_type == "ReduceMean" and _reduces_maps(node):
+            _pool(graph, node)
+        elif node.op_type in ("Reshape", "Squeeze") and _drops_maps(node):
+            _replace(graph, node, [ir.node("Flatten", [node.inputs[0]], {"axis": 1})])
+        elif node.op_type == "Clip":
+            _simplify_clip(graph, node)
+        elif node.op_type == "Gemm":
+            _simplify_gemm(graph, node)
+        elif node.op_type == "BatchNormalization":
+            _scale_channels(graph, node)
+        elif node.op_type in ("Conv", "MaxPool", "AveragePool"):
+            _write_window(node)
+
+
+def separate_weights(graph: ir.Graph) -> None:
+    """Give each layer weights of its own, in place: exporters store equal ones once."""
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        for node, index in list(value.uses())[1:]:
+            if node.op_type in WEIGHTED and tensor is not None:
+                own = add_constant(graph, f"{node.name}.input{index}", tensor.numpy())
+                node.replace_input_with(index, own)
+
+
+def _reduces_maps(node: ir.Node) -> bool:
+    """Return True for a mean over height and width."""
+    axes = constant(node, 1)
+    if len(shape_of(node.inputs[0])) != 4 or axes is None:
+        return False
+    return sorted(axis % 4 for axis in axes.tolist()) == [2, 3]
+
+
+def _pool(graph: ir.Graph, node: ir.Node) -> None:
+    pooled = ir.node("GlobalAveragePool", [node.inputs[0]])
+    pooled.outputs[0].type = node.outputs[0].type
+    added = [pooled]
+    if not node.attributes.get_int("keepdims", 1):
+        pooled.outputs[0].shape = ir.Shape([*shape_of(node.inputs[0])[:2], 1, 1])
+        added.append(ir.node("Flatten", [pooled.outputs[0]], {"axis": 1}))
+    _replace(graph, node, added)
+
+
+def _drops_maps(node: ir.Node) -> bool:
+    """Return True for (N, C, 1, 1) -> (N, C), and for (N, C, H, W) -> (N, C H W)."""
+    before, after = shape_of(node.inputs[0]), shape_of(node.outputs[0])
+    return len(after) == 2 and len(before) > 2 and before[0] == after[0]
+
+
+def _simplify_clip(graph: ir.Graph, node: ir.Node) -> None:
+    """Write both limits of a `Clip`, or a `Relu` if only negative values are clipped."""
+    widest = float(np.finfo(np.float32).max)
+    given = [node.inputs[index] if index < len(node.inputs) else None for index in (1, 2)]
+    limits = [
+        (-widest, widest)[index - 1] if value is None else constant(node, index)
+        for index, value in enumerate(given, start=1)
+    ]
+    if limits[0] is None or limits[1] is None:
+        return
+    low, high = float(limits[0]), float(limits[1])
+    if low == 0 and high >= widest:
+        _replace(graph, node, [ir.node("Relu", [node.inputs[0]])])
+    elif None in given:
+        constants = [
+            add_constant(graph, f"{node.name}.{name}", np.array(limit, dtype=np.float32))
+            for name, limit in (("min", low), ("max", high))
+        ]
+        _replace(graph, node, [ir.node("Clip", [node.inputs[0], *constants])])
+
+
+def _simplify_gemm(graph: ir.Graph, node: ir.Node) -> None:
+    """Rewrite to `transB`, without factors, as placement expects weights (outputs, inputs)."""
+    weight, bias = constant(node, 1), constant(node, 2)
+    attributes = node.attributes
+    adds_activation = len(node.inputs) > 2 and bias is None
+    if weight is None or adds_activation or attributes.get_int("transA", 0) != 0:
+        return
+    if attributes.get_int("transB", 0) == 0:
+        weight = weight.T
+    weight = weight * np.float32(attributes.get_float("alpha", 1.0))
+    names = [value_name(value) for value in node.inputs[1:]]
+    inputs = [node.inputs[0], add_constant(graph, names[0], weight)]
+    if bias is not None:
+        bias = bias * np.float32(attributes.get_float("beta", 1.0))
+        bias = np.broadcast_to(bias.reshape(-1), (len(weight),))
+        inputs.append(add_constant(graph, names[1], bias))
+    _replace(graph, node, [ir.node("Gemm", inputs, {"transB": 1})])
+
+
+def _write_window(node: ir.Node) -> None:
+    """Write the attributes of a window over maps that have a default, and its padding in pixels.
+
+    Source: "auto_pad" in the specification of Conv, https://onnx.ai/onnx/operators/.
+    """
+    before, after = shape_of(node.inputs[0])[2:], shape_of(node.outputs[0])[2:]
+    attributes, rank = node.attributes, len(before)
+    kernel = attributes.get_ints("kernel_shape") or shape_of(node.inputs[1])[2:]
+    strides = attributes.get_ints("strides", (1,) * rank)
+    dilations = attributes.get_ints("dilations", (1,) * rank)
+    pads = list(attributes.get_ints("pads", (0,) * 2 * rank))
+    kind = attributes.get_string("auto_pad", "NOTSET")
+    if kind.startswith("SAME"):
+        spans = [(size - 1) * step + 1 for size, step in zip(kernel, dilations)]
+        totals = [
+            max(0, (outputs - 1) * stride + span - inputs)
+            for inputs, outputs, stride, span in zip(before, after, strides, spans)
+        ]
+        smaller, larger = [total // 2 for total in totals], [-(-total // 2) for total in totals]
+        pads = smaller + larger if kind == "SAME_UPPER" else larger + smaller
+    elif kind == "VALID":
+        pads = [0] * 2 * rank
+    for name, values in (
+        ("kernel_shape", kernel), ("strides", strides), ("dilations", dilations), ("pads", pads),
+    ):  # fmt: skip
+        if name == "dilations" and node.op_type == "AveragePool" and set(values) == {1}:
+            attributes.pop(name, None)  # ONNX Runtime's integer kernel knows no such attribute
+            continue
+        attributes.add(ir.AttrInt64s(name, tuple(values)))
+    attributes.pop("auto_pad", None)
+
+
+def _scale_channels(graph: ir.Graph, node: ir.Node) -> None:
+    """Replace a batch norm that follows no convolution by a product and a sum."""
+    parameters = [constant(node, index) for index in range(1, 5)]
+    scale, shift, mean, variance = parameters
+    if scale is None or shift is None or mean is None or variance is None:
+        return
+    factor = scale / np.sqrt(variance + np.float32(node.attributes.get_float("epsilon", 1e-5)))
+    shape = (-1, *(1,) * (len(shape_of(node.inputs[0])) - 2))
+    name = value_name(node.inputs[1])
+    product = ir.node(
+        "Mul", [node.inputs[0], add_constant(graph, f"{name}.factor", factor.reshape(shape))]
+    )
+    product.outputs[0].type, product.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+    offset = add_constant(graph, f"{name}.offset", (shift - mean * factor).reshape(shape))
+    _replace(graph, node, [product, ir.node("Add", [product.outputs[0], offset])])
+
+
+def constant(node: ir.Node, index: int) -> npt.NDArray[Any] | None:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def shape_of(value: ir.Value | None) -> tuple[int, ...]:
+    """Return the shape of a tensor, with -1 for unknown sizes; empty if it is unknown."""
+    return (
+        ()
+        if value is None or value.shape is None
+        else tuple(d if isinstance(d, int) else -1 for d in value.shape)
+    )
+
+
+def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
+    while name in graph.initializers:
+        name += ".plain"
+    value = ir.val(name, const_value=ir.tensor(np.array(array, order="C"), name=name))
+    graph.register_initializer(value)
+    return value
+
+
+def _replace(graph: ir.Graph, node: ir.Node, added: list[ir.Node]) -> None:
+    """Replace a node by `added`, the last of which computes its output."""
+    last = added[-1].outputs[0]
+    last.type, last.shape = node.outputs[0].type, node.outputs[0].shape
+    added[-1].name = node.name
+    for index, new in enumerate(added[:-1]):
+        new.name = f"{node.name}.{index}"
+    graph.insert_before(node, added)
+    ir.convenience.replace_all_uses_with(node.outputs[0], last, replace_graph_outputs=True)
+    graph.remove(node, safe=True)

@@ -1,0 +1,228 @@
+"""A network that is known as a graph only: its normal form, and its logits in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+import torch
+from onnx import ModelProto, TensorProto, helper
+
+from resdeploy.bundle.golden import Float32Array
+from resdeploy.bundle.manifest import GRAPH_KIND, GoldenReference
+from resdeploy.errors import CheckpointError, ExportError, one_line_reason
+from resdeploy.export.graph.layer_rules import shape_of
+from resdeploy.export.graph.normal_form import keep_input, normal_form, with_normalisation
+from resdeploy.export.graph.to_onnx import normalisation_to_onnx
+from resdeploy.export.source.onnx_file import CLASSIFIER_HINT, OnnxFile, read_onnx_file
+from resdeploy.images.preprocessing import Channels, Preprocessing, UInt8Array
+from resdeploy.images.preprocessing_choice import DEFAULT_IMAGE_SIZE, StatedSettings
+from resdeploy.images.preprocessing_files import settings_beside
+from resdeploy.images.preprocessing_settings import PreprocessingSettings
+from resdeploy.train.model.resnet import Normalize
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# Outputs from which logits follow: a softmax changes neither their order nor their differences.
+PROBABILITIES = ("Softmax", "LogSoftmax")
+UINT8_SETTINGS = {"value_range": 255, "mean": (0.0,), "std": (1.0,)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphNetwork:
+    """A classifier in an ONNX file."""
+
+    file: OnnxFile
+    logits_model: ModelProto
+    """Graph from float32 images (batch, C, H, W) to logits (batch, K)."""
+    classes: int
+    notes: tuple[str, ...]
+    labels: tuple[str, ...] | None = None
+    stated: tuple[StatedSettings, ...] = ()
+    """Pre-processing that was stated with the network."""
+    run: Callable[[Float32Array], Float32Array] | None = None
+    """Function of PyTorch from normalised images (N, C, H, W) to logits (N, K); None if the network
+    is known as a graph only."""
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
+    @property
+    def sha256(self) -> str:
+        return self.file.sha256
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def default_size(self) -> int:
+        return DEFAULT_IMAGE_SIZE
+
+    @property
+    def default_channels(self) -> Channels:
+        return Channels.GRAY if self.file.input.channels == 1 else Channels.RGB
+
+    def stated_settings(self) -> Sequence[StatedSettings]:
+        if self.stated:
+            return self.stated
+        beside = settings_beside(self.path)
+        found = [(beside[0], f"{beside[1]} beside the graph")] if beside else []
+        size = self.file.input.size
+        own = PreprocessingSettings(
+            image_size=size[0] if size and size[0] == size[1] else size,
+            channels=Channels.GRAY if self.file.input.channels == 1 else None,
+        )
+        if self.file.input.is_uint8:
+            count = self.file.input.channels
+            own = PreprocessingSettings(
+                image_size=own.image_size, channels=own.channels, value_range=255,
+                mean=(0.0,) * count, std=(1.0,) * count,
+            )  # fmt: skip
+        found.append((own, "the graph"))
+        return [StatedSettings(settings=s, place=place, is_checkpoint=True) for s, place in found]
+
+    def facts(self) -> dict[str, Any]:
+        return {"name": self.name, "classes": self.classes, "kind": GRAPH_KIND}
+
+    def classifier(self, preprocessing: Preprocessing) -> GraphClassifier:
+        """Return the network with its pre-processing.
+
+        Raises:
+            CheckpointError: The graph takes another number of channels, or another size.
+        """
+        given, taken = len(preprocessing.mean), self.file.input.channels
+        if given != taken:
+            raise CheckpointError(
+                f"{self.path} takes images of {taken} channels, but the pre-processing gives "
+                f"{given}: {preprocessing.channels.value}",
+                f"set --channels {'gray' if taken == 1 else 'rgb'}",
+            )
+        size = self.file.input.size
+        if size is not None and tuple(preprocessing.size) != size:
+            raise CheckpointError(
+                f"{self.path} takes images of {size[0]}x{size[1]} pixels only",
+                "leave --image-size out, or export the graph again for the other size",
+            )
+        return GraphClassifier(self, preprocessing)
+
+
+def load_graph_network(path: Path) -> GraphNetwork:
+    """Read an ONNX file as a network to export.
+
+    Raises:
+        CheckpointError: It cannot be read, or is no classifier of images.
+        ExportError: Its graph cannot be converted.
+    """
+    return graph_network(read_onnx_file(path))
+
+
+def graph_network(file: OnnxFile) -> GraphNetwork:
+    """Return the network in a checked ONNX file.
+
+    Raises:
+        CheckpointError: Its output has another shape than logits.
+        ExportError: Its graph cannot be converted.
+    """
+    path = file.path
+    model, notes = _without_softmax(file)
+    height, width = file.input.size or (DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE)
+    shape = (file.input.channels, height, width)
+    batch = file.input.batch
+    converted = normal_form(model, file.input.name, shape, path.stem, batch=batch)
+    sizes = shape_of(converted.graph.outputs[0])
+    if len(sizes) != 2 or sizes[1] < 2:
+        shown = f"({', '.join('?' if size < 0 else str(size) for size in sizes)})"
+        raise CheckpointError(
+            f"the output {file.output!r:.60} of {path} has the shape {shown}, and not "
+            "(batch, classes)",
+            CLASSIFIER_HINT,
+        )
+    return GraphNetwork(
+        file=file, logits_model=model, classes=sizes[1], notes=(*file.notes, *notes)
+    )
+
+
+def _without_softmax(file: OnnxFile) -> tuple[ModelProto, tuple[str, ...]]:
+    """Return a copy with float images (batch, C, H, W), whose output are logits, and notes."""
+    model, notes = ModelProto(), list[str]()
+    model.CopyFrom(file.model)
+    graph = model.graph
+    producers = {name: node for node in graph.node for name in node.output}
+    last = producers.get(file.output)
+    while last is not None and last.op_type in ("Identity", "Squeeze", "Cast"):
+        last = producers.get(last.input[0])
+    if last is not None and last.op_type in PROBABILITIES:
+        notes.append(
+            f"the output is a {last.op_type.lower()}; the logits of the bundle are its input"
+        )
+        output = helper.make_tensor_value_info(last.input[0], TensorProto.FLOAT, None)
+        del graph.output[:]
+        graph.output.append(output)
+    keep_input(graph, file.input.name)
+    value = graph.input[0]
+    value.type.tensor_type.elem_type = TensorProto.FLOAT
+    if file.input.is_nhwc:
+        dimensions = value.type.tensor_type.shape.dim
+        batch, height, width, channels = list(dimensions)
+        order = (batch, channels, height, width)
+        copies = [type(size).FromString(size.SerializeToString()) for size in order]
+        del dimensions[:]
+        dimensions.extend(copies)
+        inner = f"{value.name}.nhwc"
+        for node in graph.node:
+            node.input[:] = [inner if name == value.name else name for name in node.input]
+        transpose = helper.make_node("Transpose", [value.name], [inner], perm=(0, 2, 3, 1))
+        graph.node.insert(0, transpose)
+    return model, tuple(notes)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphClassifier:
+    """A graph with its pre-processing, whose reference is ONNX Runtime without optimisations."""
+
+    network: GraphNetwork
+    preprocessing: Preprocessing
+
+    @property
+    def reference(self) -> GoldenReference:
+        return GoldenReference.PYTORCH if self.network.run else GoldenReference.SOURCE_GRAPH
+
+    def logits(self, images: UInt8Array) -> Float32Array:
+        """Return the logits (N, K) of images (N, H, W, 3), computed one at a time."""
+        normalize = Normalize(self.preprocessing)
+        inputs = [normalize(torch.from_numpy(image[None])).numpy() for image in images]
+        if self.network.run is not None:
+            return np.concatenate([self.network.run(values) for values in inputs])
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        try:
+            session = onnxruntime.InferenceSession(
+                self.network.logits_model.SerializeToString(), options,
+                providers=["CPUExecutionProvider"],
+            )  # fmt: skip
+            found = []
+            name, batch = self.network.file.input.name, self.network.file.input.batch or 1
+            for values in inputs:
+                (logits,) = session.run(None, {name: np.repeat(values, batch, axis=0)})
+                found.append(np.asarray(logits, dtype=np.float32).reshape(batch, -1)[:1])
+        except Exception as error:  # ONNX Runtime has many exception types of its own
+            raise ExportError(
+                f"ONNX Runtime cannot run {self.network.path}: {one_line_reason(error)}"
+            ) from error
+        return np.concatenate(found)
+
+    def to_onnx(self) -> ir.Model:
+        height, width = self.preprocessing.size
+        shape = (self.network.file.input.channels, height, width)
+        network, taken = self.network, self.network.file.input
+        body = normal_form(network.logits_model, taken.name, shape, network.name, batch=taken.batch)
+        is_bgr = self.preprocessing.channels is Channels.BGR
+        return with_normalisation(body, normalisation_to_onnx(self.preprocessing), flipped=is_bgr)
