@@ -78,7 +78,9 @@ def test_from_pictures_to_predictions(
     assert {"contender", "p50_ms", "images_per_second", "speedup", "speedup_low"} <= set(
         measured["results"][1]
     )
-    assert measured["environment"]["baseline"] == {"weights": "random", "device": "cpu"}
+    assert measured["environment"]["baseline"] == {
+        "weights": "random", "device": "cpu", "name": "PyTorch eager",
+    }  # fmt: skip
     assert json.loads(Path("measured.json").read_text()) == measured
     assert document("explain", bundle, "--slow", "--threads", 1)["artifact"] == "int8-cpu"
 
