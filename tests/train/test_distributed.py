@@ -87,7 +87,8 @@ with connect_processes() as process, explained_failures(Path("run"), RunPosition
     processes = fork_two(code)
     (output, errors), (other, _) = (process.communicate() for process in processes)
     assert output == other == "process 1 has other images than process 0\n"
-    assert "the connection to another training process was lost" in errors.splitlines()[-1]
+    assert "the connection to another training process was lost" in errors.splitlines()[-2]
+    assert errors.splitlines()[-1].startswith("hint: ")
 
 
 @pytest.mark.slow

@@ -77,6 +77,7 @@ def make_runners(noise: str, sleep: str) -> list[ContenderRunner]:
                 encoding=Encoding.FLOAT,
                 worker=Worker.RUNTIME,
                 arguments=("0.0", sleep) if name == BASELINE else (noise, sleep),
+                is_baseline=name == BASELINE,
             )
         )
         for name in (BASELINE, "other")
