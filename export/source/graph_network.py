@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 # Outputs from which logits follow: a softmax changes neither their order nor their differences.
 PROBABILITIES = ("Softmax", "LogSoftmax")
-UINT8_SETTINGS = {"value_range": 255, "mean": (0.0,), "std": (1.0,)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -154,6 +154,8 @@ def readable_models() -> dict[str, ModelProto]:
     nodes, constants = body()
     nodes[2:2] = [node("AveragePool", ["r"], ["a"], kernel_shape=(2, 2))]
     nodes[3].input[0] = "a"
+    found["a node and a weight of one name"] = plain()
+    found["a node and a weight of one name"].graph.node[0].name = "w"
     found["average pooling"] = model(nodes, constants)
     found["constants as nodes"] = _with_constant_nodes(plain())
     found["initialisers among the inputs"] = _with_listed_weights(plain())
