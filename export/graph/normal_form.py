@@ -245,7 +245,7 @@ def _free_batch(model: ir.Model) -> None:
 
 def _name(graph: ir.Graph) -> None:
     """Give each node a name of its own, and its output the same; no constant has such a name."""
-    counts = Counter(graph.initializers)
+    counts = Counter(list(graph.initializers))
     for node in graph:
         name = node.name or node.op_type.lower()
         counts[name] += 1
