@@ -236,9 +236,13 @@ def _readable_errors(*, as_json: bool) -> Iterator[None]:
             names = " or ".join(map(repr, near))
             vars(error).update(message=f"{error.message} Did you mean {names}?", possibilities=None)
         parameters = getattr(getattr(getattr(error, "ctx", None), "command", None), "params", ())
-        takes_data = any("--data" in parameter.opts for parameter in parameters)
-        if takes_data and "unexpected extra argument" in error.message:
-            vars(error).update(message=f"{error.message}; name a folder of images with --data")
+        if extra := re.search(r"unexpected extra arguments? \((.*)\)", error.message):
+            if all(re.fullmatch(r"[\d.,]+", word) for word in extra[1].split()):
+                hint = "; separate the numbers of an option by commas, without blanks: 0.5,0.5,0.5"
+            else:
+                takes_data = any("--data" in parameter.opts for parameter in parameters)
+                hint = "; name a folder of images with --data" if takes_data else ""
+            vars(error).update(message=f"{error.message}{hint}")
         if as_json:
             path = getattr(getattr(error, "ctx", None), "command_path", "resdeploy")
             hint = f"see {path} --help"
