@@ -98,6 +98,16 @@ def test_the_report_shows_matrix_mistakes_and_settings(image_data: Path) -> None
     assert "<code>damaged.png</code>" in text
 
 
+def test_an_accuracy_that_can_be_chance_is_not_exported(image_data: Path) -> None:
+    confusion = np.array([[4, 6, 0], [3, 4, 3], [0, 0, 0]])  # 40 %, and 33.33 % for one class
+    page = page_of_a_run(image_data, confusion=confusion)
+    assert not page.recommendation
+    assert not page.commands
+    ((message,), hint) = page.warnings[-1]
+    assert message.startswith("on so few images, this can be chance: the accuracy is 22 to 61 %")
+    assert hint.startswith("use more images")
+
+
 def test_many_classes_are_shown_without_the_matrix(image_data: Path) -> None:
     confusion = np.eye(40, dtype=np.int64)
     confusion[3, 4] = 7
