@@ -48,8 +48,8 @@ The date and the machine are below each table. On another machine the figures di
 LIMIT = (
     " Share of the limit: the speed as a share of the highest one that the measured rates of "
     "matrix products and of copies allow ([roofline model](benchmarks.md#the-limit-of-the-machine))"
-    ". It can be above 100 %: the limit counts all data as moved from memory, and data that stay "
-    "in the caches, and other kernels, can be faster."
+    ". It can be above 100 %: the limit assumes that all data move from memory and that no kernel "
+    "is faster than the measured one. Data in the caches move faster, and some kernels are faster."
 )
 OTHERS = {
     "decoding.json": "decoding of JPEG files at full and at reduced size, and its effect on the "
@@ -106,7 +106,8 @@ def benchmark_table(documents: Sequence[Benchmark]) -> PerformanceTable:
         title=_processor(first.device),
         text=f"`python -m benchmarks.latency`: {first.model} at {size_text(first.image_size)} "
         f"pixels, batch {documents[0].results[0].batch}. Every contender has its own process; all "
-        "take turns. Speed-ups are against PyTorch eager. On a CPU, graphs in float16 are computed "
+        "take turns. Speed-ups are against PyTorch eager; they are computed from the ratios within "
+        "rounds, not from the column median. On a CPU, graphs in float16 are computed "
         "in float32." + (LIMIT if has_limit else ""),
         table=markdown_table(
             [*head, *(["share of the limit"] if has_limit else [])], rows, text_columns=3
@@ -122,9 +123,11 @@ def training_table(documents: Sequence[Training]) -> PerformanceTable:
     return PerformanceTable(
         section="Training",
         title="",
-        text=f"`python -m benchmarks.training`: {size_text(first.image_size)} pixels, batch "
-        f"{first.batch_size}. The reference is a plain FP32 loop with DataLoader and Pillow; all "
-        "loops take turns.",
+        text=f"`python -m benchmarks.training`: a resnet34 at "
+        f"{size_text(first.image_size)} pixels, batch {first.batch_size}. The reference is a plain "
+        "FP32 loop with DataLoader and Pillow; all loops take turns. Share of the matrix product: "
+        "arithmetic rate as a share of that of the fastest matrix product measured in the same "
+        "precision.",
         table=markdown_table(TRAINING_HEAD, rows, text_columns=2),
         origin=origin([document.environment for document in documents]),
     )
@@ -144,7 +147,8 @@ def quantization_table(documents: Sequence[Quantization]) -> PerformanceTable:
         "images. Every tool has its own environment, and every graph runs in ONNX Runtime. Drop: "
         "percentage points of top-1 accuracy. Agreement: images with the same predicted class as "
         "in FP32; range: over the sets. Processor time: that of all "
-        "threads to calibrate and quantise.",
+        "threads to calibrate and quantise. ONNX Runtime's Entropy has as many bins as quantised "
+        "values by default, so it takes the same ranges as MinMax.",
         table=markdown_table(QUANTIZATION_HEAD[:-2], rows),
         origin=origin([document.environment]),
     )

@@ -17,7 +17,7 @@ QUANTIZATION_HEAD = [
 ]  # fmt: skip
 TRAINING_HEAD = [
     "loop", "precision", "images/s", "speed-up", "95 % interval", "waiting for images",
-    "share of the fastest product",
+    "share of the matrix product",
 ]  # fmt: skip
 
 

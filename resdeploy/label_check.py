@@ -130,11 +130,12 @@ def refuse_wrong_labels(
             "mean and std are those of the training, and that the weights are trained",
         )
     if says_if_few and not check.better_than_chance:
+        present = len(np.unique(labels))
+        of_classes = f" of {present} of the {len(names)} classes" if present < len(names) else ""
         logger.warning(
-            "%s of %d of the %d classes are too few to tell if the labels of %s are right: the "
-            "predictions are correct for %s, and %s are expected by chance",
-            plural(check.images, "image"), len(np.unique(labels)), len(names), source, share,
-            chance,
+            "%s%s are too few to tell whether the labels of %s are right: the predictions are "
+            "correct for %s of them, and %s are expected by chance",
+            plural(check.images, "image"), of_classes, source, share, chance,
         )  # fmt: skip
 
 

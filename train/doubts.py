@@ -20,6 +20,22 @@ NOTHING_LEARNED = (
 )
 
 
+def chance_doubt(accuracy: float, images: int, baseline: float) -> str | None:
+    """Return a doubt if an accuracy in % is not surely above that of always predicting one class.
+
+    A lower accuracy than this `baseline` has a warning of its own: `NOTHING_LEARNED`.
+    """
+    from resdeploy.statistics import wilson_interval  # needs numpy
+
+    low, high = wilson_interval(round(accuracy * images / 100), images)
+    if not low <= baseline < accuracy:
+        return None
+    return (
+        f"on so few images, this can be chance: the accuracy is {low:.0f} to {high:.0f} % with "
+        "95 % confidence; use more images, more --epochs, or --init with trained weights"
+    )
+
+
 def majority_baseline(splits: DataSplits) -> tuple[str, float]:
     """Return the most frequent class in training, and the accuracy of always predicting it in %."""
     label = Counter(sorted(splits.train.labels)).most_common(1)[0][0]

@@ -121,6 +121,6 @@ def shift_sentence(shift: BatchNormShift) -> str:
     meaning = (
         "as expected if images and pre-processing are like those of the training"
         if shift.fits
-        else "images, pre-processing or network are unlike those of the training"
+        else "that is above the limit, see the warning"
     )
     return f"batch norms: {shift.figures}; {meaning}"

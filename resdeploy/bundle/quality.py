@@ -15,7 +15,7 @@ from resdeploy.bundle.manifest import (
     Quality,
     QualityOrigin,
 )
-from resdeploy.tables import plural
+from resdeploy.tables import joined, plural
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,9 @@ LIMITS = {
 }
 # Fewer images may all agree, with a probability above 5 %, although one prediction in ten changes.
 FEWEST_IMAGES = 29
+_TARGETS = {
+    Encoding.TENSORRT: "for TensorRT", Encoding.CPU: "for CPUs", Encoding.DLA: "for a DLA"
+}  # fmt: skip
 
 
 def export_figures(artifact: Artifact) -> list[Parity | Quality]:
@@ -84,20 +87,34 @@ def named_warnings(name: str, warnings: Sequence[ExportWarning]) -> list[ExportW
     return [replace(warning, message=f"{name}: {warning.message}") for warning in warnings]
 
 
-def grouped_by_hint(warnings: Iterable[ExportWarning]) -> list[tuple[tuple[str, ...], str]]:
-    """Return each hint once, after the messages of all warnings that share it."""
-    messages: dict[str, dict[str, None]] = {}
+def grouped_by_hint(
+    warnings: Iterable[ExportWarning], bundles: Collection[str] = ()
+) -> list[tuple[tuple[str, ...], str]]:
+    """Return each hint once, after the messages of all warnings that share it.
+
+    Messages that differ only in the name of one of the `bundles` before them become one message.
+    """
+    messages: dict[str, dict[str, dict[str, None]]] = {}
     for warning in warnings:
-        messages.setdefault(warning.hint, {})[warning.message] = None
-    return [(tuple(group), hint) for hint, group in messages.items()]
+        name, _, rest = warning.message.partition(": ")
+        name, message = (name, rest) if name in bundles else ("", warning.message)
+        names = messages.setdefault(warning.hint, {}).setdefault(message, {})
+        names.update({name: None} if name else {})
+    return [
+        (tuple(f"{joined([*names])}: {m}" if names else m for m, names in group.items()), hint)
+        for hint, group in messages.items()
+    ]
 
 
-def warning_lines(warnings: Iterable[ExportWarning]) -> list[str]:
-    """Return the lines of warnings for a console."""
+def warning_lines(warnings: Iterable[ExportWarning], bundles: Collection[str] = ()) -> list[str]:
+    """Return the lines of warnings for a console; see `grouped_by_hint`."""
     return [
         line
-        for messages, hint in grouped_by_hint(warnings)
-        for line in (*(f"warning: {message}" for message in messages), f"  hint: {hint}")
+        for messages, hint in grouped_by_hint(warnings, bundles)
+        for line in (
+            *(f"warning: {message}" for message in messages),
+            *([f"  hint: {hint}"] if hint else []),
+        )
     ]
 
 
@@ -193,9 +210,9 @@ def _alternative(manifest: Manifest, doubtful: Collection[str]) -> str:
     if not good:
         return ""
     better = max(good, key=lambda artifact: order.index(artifact.precision))
-    option = "" if better.precision is Precision.INT8 else f": --precision {better.name}"
+    use = _TARGETS.get(better.encoding, f"--precision {better.name}")
     found = export_figures(better)[0]
     share = f"{found.agreement:.1f} % of {_images(found, manifest)}"
     # FP32 is compared with PyTorch, all others also with FP32.
     reference = "PyTorch" if better.precision is Precision.FP32 else "FP32"
-    return f"; {better.name} of this bundle predicts {reference}'s class for {share}{option}"
+    return f", or use {better.file} ({use}), which predicts {reference}'s class for {share}"

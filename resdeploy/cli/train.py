@@ -219,6 +219,8 @@ def train(
 
 @result_text
 def training_text(result: TrainingResult) -> str:
+    from resdeploy.train.doubts import chance_doubt
+
     chosen = ", which also chose the epoch" if result.epochs > 1 else ""
     lines = [
         f"{result.run}: top-1 accuracy {result.accuracy:.2f} % after "
@@ -233,21 +235,8 @@ def training_text(result: TrainingResult) -> str:
             f"the saved network is that of epoch {result.best_epoch}, the most accurate one"
         )
     lines += unread_lines(result.unreadable, result.passed_over)
-    lines += chance_lines(result)
+    doubt = chance_doubt(result.accuracy, result.val_images, result.baseline_accuracy)
+    lines += [doubt] if doubt else []
     if result.accuracy > result.baseline_accuracy:
         lines.append(f"next: resdeploy export {quote(str(result.run))} --fp16 --int8")
     return "\n".join(lines)
-
-
-def chance_lines(result: TrainingResult) -> list[str]:
-    """Return a line if the accuracy cannot be told from that of always predicting one class."""
-    from resdeploy.statistics import wilson_interval  # needs numpy
-
-    correct = round(result.accuracy * result.val_images / 100)
-    low, high = wilson_interval(correct, result.val_images)
-    if not low <= result.baseline_accuracy < result.accuracy:  # a lower one is a warning already
-        return []
-    return [
-        f"on so few images, this can be chance: the accuracy is {low:.0f} to {high:.0f} % with "
-        "95 % confidence; use more images, more --epochs, or --init with trained weights"
-    ]

@@ -70,23 +70,22 @@ def verify(bundle: Path, signer: str | None, issuer: str | None, **settings: Any
 @result_text
 def verification_text(result: Verification) -> str:
     """Return a table with a row per graph and backend, then warnings, notes and the verdict."""
-    from resdeploy.report.accuracy import decision_sentence, golden_cell
+    from resdeploy.report.accuracy import agreement_cells, decision_sentence, golden_cell
 
     with_labels = result.max_drop is not None
     rows = [
         [
             line.backend,
             graph_name(line.precision, line.encoding),
-            f"{line.agreement:.2f} %",
             *(
                 [
-                    f"{line.sqnr_db:.1f} dB",
+                    *agreement_cells(line),
                     f"{line.top1:.2f} %",
                     signed(line.drop or 0.0, 2),
                     f"{signed(line.drop_upper95 or 0.0, 2)}, limit {result.max_drop:g}",
                 ]
                 if with_labels
-                else []
+                else [f"{line.agreement:.2f} %"]
             ),
             golden_cell(line),
             line.verdict.value,

@@ -14,8 +14,12 @@ def to_markdown(page: Page) -> str:
     parts = [f"## {markdown_cell(page.title)}{verdict}"]
     parts += [
         "> [!WARNING]\n"
-        + "".join(f"> **{markdown_cell(message)}**\n>\n" for message in messages)
-        + f"> {markdown_cell(hint)}"
+        + "\n>\n".join(
+            [
+                *(f"> **{markdown_cell(message)}**" for message in messages),
+                *([f"> {markdown_cell(hint)}"] if hint else []),
+            ]
+        )
         for messages, hint in page.warnings
     ]
     parts += [markdown_cell(line) for line in (page.lead, page.subject) if line]

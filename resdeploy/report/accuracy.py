@@ -11,7 +11,7 @@ from resdeploy.pages.svg import intervals
 from resdeploy.report.graphs import SQNR_TEXT
 from resdeploy.result_files.verification import ArtifactResult, Rule, Verification
 from resdeploy.statistics import MAX_IMAGES, Verdict, wilson_interval
-from resdeploy.tables import percentage, plural, signed
+from resdeploy.tables import NONE, percentage, plural, signed
 
 MAX_CONFUSED_PAIRS = 10
 
@@ -20,6 +20,13 @@ def golden_cell(line: ArtifactResult) -> str:
     """Return the figure of the golden check with its limit, and the rule if it is stricter."""
     rule = ", bit-exact" if line.rule is Rule.BIT_EXACT else ""
     return f"{line.golden_sqnr_db:.1f} dB, limit {line.golden_limit_db:.1f} dB{rule}"
+
+
+def agreement_cells(line: ArtifactResult) -> tuple[str, str]:
+    """Return agreement and SQNR on labelled images, or twice `-` for the baseline itself."""
+    if line.drop_lower95 == line.drop_upper95 == 0:  # its figures are those of the golden images
+        return NONE, NONE
+    return percentage(line.agreement, 2), f"{line.sqnr_db:.1f} dB"
 
 
 def decision_sentence(result: Verification) -> str:
@@ -41,7 +48,7 @@ def decision_sentence(result: Verification) -> str:
             f"accuracy is not judged: {sentence}, if predictions change as often as at the export, "
             "and become right as often as wrong"
         )
-    given = "at a drop of" if fewer else "if it stays at"
+    given = "if the drop is" if fewer else "if it stays at"
     return f"{sentence}, {given} {signed(drop or 0.0, 2)} points, as on these"
 
 
@@ -137,10 +144,7 @@ def _drops(result: Verification) -> Figure:
 
 
 def _agreement(result: Verification) -> Table:
-    rows = tuple(
-        (_graph(line), line.backend, percentage(line.agreement, 2), f"{line.sqnr_db:.1f} dB")
-        for line in result.results
-    )
+    rows = tuple((_graph(line), line.backend, *agreement_cells(line)) for line in result.results)
     return Table(
         caption=f"Agreement with FP32 on {result.images:,} labelled images. Agreement: share of "
         f"the images with the same predicted class. {SQNR_TEXT} The median is shown.",

@@ -29,7 +29,14 @@ def comparison_text(result: Comparison) -> str:
     notes = [f"{name}: {change}" for name, change in _differences(result)]
     notes += [*result.notices, *_image_notes(result), *_time_notes(result)]
     reasons = "; ".join([result.verdict.value, *verdict_reasons(result), *_limits(result)])
-    return "\n".join([*tables, *warning_lines(result.warnings), *notes, f"verdict: {reasons}"])
+    return "\n".join(
+        [
+            *tables,
+            *warning_lines(result.warnings, (result.first, result.second)),
+            *notes,
+            f"verdict: {reasons}",
+        ]
+    )
 
 
 def comparison_section(result: Comparison) -> Section:

@@ -31,7 +31,7 @@ from resdeploy.report.layers import layer_blocks
 from resdeploy.report.trade_off import trade_off_blocks
 from resdeploy.result_files.benchmark import LayerTimes
 from resdeploy.result_files.provenance import Environment, without_folders
-from resdeploy.tables import WORST, percentage, plural, two_digits
+from resdeploy.tables import WORST, joined, percentage, plural, two_digits
 
 Document = TypeVar("Document")
 
@@ -53,12 +53,23 @@ def network_text(manifest: Manifest) -> str:
     return f"{name} at {size_text(size)} pixels, {classes}, exported on {date}"
 
 
-def bundle_sections(bundles: Sequence[BundleContents]) -> list[Section]:
-    """Return the sections about each bundle; with several bundles, each title names its bundle."""
+def bundle_sections(bundles: Sequence[BundleContents], *, timed: bool = False) -> list[Section]:
+    """Return the sections about each bundle; with several bundles, each title names its bundles.
+
+    A section that is the same for several bundles is returned once. `timed` leaves out the
+    latencies of the files during the export, because the page has those of a benchmark.
+    """
+    found: list[tuple[str, tuple[Block, ...], list[str]]] = []
+    for bundle in bundles:
+        for title, blocks in _sections(bundle, timed=timed):
+            same = [names for *section, names in found if section == [title, blocks]]
+            if same:
+                same[0].append(bundle.name)
+            else:
+                found.append((title, blocks, [bundle.name]))
     return [
-        Section(title=f"{title} of {bundle.name}" if len(bundles) > 1 else title, blocks=blocks)
-        for bundle in bundles
-        for title, blocks in _sections(bundle)
+        Section(title=f"{title} of {joined(names)}" if len(bundles) > 1 else title, blocks=blocks)
+        for title, blocks, names in found
     ]
 
 
@@ -79,10 +90,10 @@ def _parse(kind: type[Document], value: Any, key: str) -> Document:
         raise BundleError(f"the manifest is damaged: {error}", "export the bundle again") from error
 
 
-def _sections(bundle: BundleContents) -> list[tuple[str, tuple[Block, ...]]]:
+def _sections(bundle: BundleContents, *, timed: bool) -> list[tuple[str, tuple[Block, ...]]]:
     manifest, sections = bundle.manifest, list[tuple[str, tuple[Block, ...]]]()
     record = calibration_record(manifest) if manifest.calibration is not None else None
-    sections.append(("Graphs", (*graph_blocks(manifest, record), _input(manifest))))
+    sections.append(("Graphs", (*graph_blocks(manifest, record, timed=timed), _input(manifest))))
     if manifest.batch_norm_shift is not None:
         sections.append(("Batch norms", _batch_norms(manifest.batch_norm_shift)))
     elif manifest.batch_norms_lack_statistics:
@@ -148,7 +159,8 @@ def _calibration(record: CalibrationRecord) -> tuple[Block, ...]:
         *(("skipped", f"{count} {reason}") for reason, count in record.skipped.items()),
     ]
     if balance:
-        images = f"with {balance.fewest} to {balance.most} images each"
+        least = "" if balance.fewest == balance.most else f"{balance.fewest} to "
+        images = f"with {least}{plural(balance.most, 'image')} each"
         facts.append(("classes", f"{balance.represented} of {balance.classes}, {images}"))
     blocks: list[Block] = [Facts(facts=tuple(facts))]
     if record.scores:

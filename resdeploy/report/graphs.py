@@ -44,10 +44,15 @@ def export_summary(manifest: Manifest, name: str = "") -> list[str]:
     return sentences
 
 
-def graph_blocks(manifest: Manifest, record: CalibrationRecord | None) -> tuple[Table, ...]:
-    """Return tables of the files, of the INT8 graphs on other images, and of the golden images."""
+def graph_blocks(
+    manifest: Manifest, record: CalibrationRecord | None, *, timed: bool = False
+) -> tuple[Table, ...]:
+    """Return tables of the files, of the INT8 graphs on other images, and of the golden images.
+
+    If the page has other latencies (`timed`), those of the export are left out.
+    """
     judged = [artifact for artifact in manifest.artifacts if artifact.quality is not None]
-    tables = [_files(manifest, record)]
+    tables = [_files(manifest, None if timed else record)]
     if judged:
         tables.append(_other_images(judged))
     return (*tables, _golden_images(manifest, explained=bool(judged)))
@@ -87,8 +92,8 @@ def _files(manifest: Manifest, record: CalibrationRecord | None) -> Table:
     )
     if latencies:
         caption += (
-            " Latency: median for one image in ONNX Runtime on all cores of the CPU of the export; "
-            "graphs for other machines are not timed."
+            " Latency: median for one image in ONNX Runtime on all cores of the CPU of the export, "
+            "a short measurement during the export; graphs for other machines are not timed."
         )
     return Table(
         caption=f"{caption} INT8 layers: convolutions that compute in INT8.",

@@ -28,9 +28,14 @@ def benchmark_summary(result: Benchmark) -> str:
     )
 
 
-def benchmark_section(result: Benchmark) -> Section:
-    """Return the plots, tables and notices of a benchmark."""
-    blocks: list[Block] = []
+def benchmark_section(result: Benchmark, *, alone: bool = True) -> Section:
+    """Return the plots, tables and notices of a benchmark, `alone` if it is the only one."""
+    environment, first = result.environment, result.results[0]
+    network = f"{environment.model} at {size_text(environment.image_size)} pixels"
+    calls = "one image" if first.batch == 1 else f"{first.batch} images"
+    mode = f"mode {environment.mode or 'stream'}"
+    threads = plural(first.threads, "thread")
+    blocks: list[Block] = [Text(text=f"{network}, {calls} per call ({mode}), {threads}.")]
     if spread := [timing for timing in result.results if len(timing.quantiles_ms) == 101]:
         blocks.append(_spread(spread))
     blocks.append(_times(result))
@@ -42,13 +47,8 @@ def benchmark_section(result: Benchmark) -> Section:
     if result.work and result.ceilings:
         blocks += _roofline(result, result.work, result.ceilings)
     blocks += [Text(text=f"Notice: {notice}.") for notice in result.notices]
-    environment, first = result.environment, result.results[0]
-    title = (
-        f"Speed: {environment.model} at {size_text(environment.image_size)} pixels, "
-        f"mode {environment.mode or 'stream'}, batch {first.batch}, "
-        f"{plural(first.threads, 'thread')}"
-    )
-    return Section(title=title, blocks=tuple(blocks))
+    title = f"Speed: {network}, {mode}, batch {first.batch}, {threads}"
+    return Section(title="Speed" if alone else title, blocks=tuple(blocks))
 
 
 def _spread(timings: list[Timing]) -> Figure:
@@ -59,8 +59,8 @@ def _spread(timings: list[Timing]) -> Figure:
             axis="milliseconds per call (logarithmic)",
             description="Distribution of the times of single calls, in milliseconds.",
         ),
-        caption="Distribution of the times of single calls. The line is the median, the dark band "
-        "contains 50 %, the middle band 90 % and the pale band 98 %.",
+        caption="Distribution of the times of single calls. The line is the median, the inner band "
+        "contains 50 %, the middle band 90 % and the outer band 98 %.",
     )
 
 

@@ -13,7 +13,8 @@ from resdeploy.bundle.analysis import (
     LayerCost,
     Remedy,
 )
-from resdeploy.bundle.manifest import Encoding, QualityOrigin, graph_name
+from resdeploy.bundle.manifest import Encoding, Precision, QualityOrigin, graph_name
+from resdeploy.bundle.quality import LIMITS
 from resdeploy.pages import svg
 from resdeploy.pages.blocks import Block, Figure, Table, Text
 from resdeploy.result_files.benchmark import LayerTimes
@@ -103,7 +104,8 @@ def remedy_lines(remedy: Remedy) -> list[str]:
     step = f" (one image is {percentage(100 / remedy.images)})" if remedy.agreement < 100 else ""
     agreement = (
         f"{graph} predicts the class of FP32 for {percentage(remedy.agreement)} of {images}"
-        f"{step}; {ENOUGH_AGREEMENT:g} % and more need no remedy."
+        f"{step}; {ENOUGH_AGREEMENT:g} % and more need no remedy (the limit of the export's "
+        f"warning is {LIMITS[Precision.INT8].agreement:g} %)."
     )
     sqnr = (
         f"On the golden images, the SQNR of its logits is {remedy.sqnr_db:.1f} dB; "
@@ -129,11 +131,13 @@ def remedy_lines(remedy: Remedy) -> list[str]:
         return [*lines, f"No option keeps layers of {graph} in float."]
     mixture = remedy.mixture
     names = ", ".join(mixture.layers[:MAX_NAMES]) + (", ..." * (len(mixture.layers) > MAX_NAMES))
+    before = f" instead of {percentage(remedy.agreement)}"
     lines.append(
-        f"Measured on the golden images, with {len(mixture.layers)} of "
-        f"{plural(mixture.candidates, 'layer')} in float ({names}): "
-        f"{percentage(mixture.agreement)} have FP32's class, and the SQNR is "
-        f"{mixture.sqnr_db:.1f} dB"
+        f"On the golden images, with {len(mixture.layers)} of "
+        f"{plural(mixture.candidates, 'layer')} in float ({names}), the SQNR is "
+        f"{mixture.sqnr_db:.1f} dB instead of {remedy.sqnr_db:.1f} dB, and "
+        f"{percentage(mixture.agreement)} of them have FP32's class"
+        f"{' (the share above is of other images)' if remedy.origin else before}"
         + (
             ". The search of the export measures on more images and may keep fewer."
             if remedy.sufficient

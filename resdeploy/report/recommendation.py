@@ -11,6 +11,7 @@ from resdeploy.result_files.benchmark import Benchmark, Timing
 from resdeploy.result_files.comparison import Comparison
 from resdeploy.result_files.verification import ArtifactResult, Verification
 from resdeploy.statistics import Verdict
+from resdeploy.tables import joined
 
 GOOD = (Verdict.PASS, Verdict.REPRODUCED)
 UNVERIFIED = (
@@ -95,10 +96,13 @@ def _fastest(good: Sequence[ArtifactResult], benchmark: Benchmark) -> str:
         return ""
     best = max(timings, key=lambda timing: timing.images_per_second)
     untimed = sorted({backend for backend, _ in allowed} - {timing.contender for timing in timings})
+    timed, rest = "", ""
+    if untimed:
+        timed = " and were timed"
+        rest = f"; {joined(untimed)} passed, too, and {'were' if untimed[1:] else 'was'} not timed"
     return (
         f"Deploy {_file(best)} with the backend {best.contender}: of the files that passed the "
-        "verification, it is the fastest on this machine"
-        f"{'; not timed: ' if untimed else ''}{', '.join(untimed)}."
+        f"verification{timed}, it is the fastest on this machine{rest}."
     )
 
 

@@ -161,7 +161,7 @@ def make_page(inputs: ReportInputs) -> Page:
         ),
         recommendation=advice.sentence,
         commands=advice.commands,
-        warnings=tuple(grouped_by_hint(_warnings(inputs))),
+        warnings=tuple(grouped_by_hint(*_warnings(inputs))),
         summary=(
             *(line for result in inputs.comparisons for line in comparison_summary(result)),
             *map(verification_summary, inputs.verifications),
@@ -175,8 +175,11 @@ def make_page(inputs: ReportInputs) -> Page:
         sections=(
             *map(comparison_section, inputs.comparisons),
             *map(verification_section, inputs.verifications),
-            *map(benchmark_section, inputs.benchmarks),
-            *bundle_sections(bundles),
+            *(
+                benchmark_section(result, alone=len(inputs.benchmarks) == 1)
+                for result in inputs.benchmarks
+            ),
+            *bundle_sections(bundles, timed=bool(inputs.benchmarks or inputs.comparisons)),
             origin_section(environments),
         ),
     )
@@ -187,14 +190,19 @@ def bundle_page(name: str, manifest: Manifest, analysis: Analysis | None) -> Pag
     return make_page(ReportInputs(bundles=[BundleContents(name, manifest, analysis)]))
 
 
-def _warnings(inputs: ReportInputs) -> list[ExportWarning]:
-    """Return the warnings of all inputs; with several bundles, each with its bundle's name."""
+def _warnings(inputs: ReportInputs) -> tuple[list[ExportWarning], set[str]]:
+    """Return the warnings of all inputs, with several bundles each with its bundle's name.
+
+    Return also the names of all bundles.
+    """
     owned: list[tuple[str | None, Sequence[ExportWarning]]] = [
         *((result.environment.bundle, result.warnings) for result in inputs.verifications),
         *((result.environment.bundle, result.warnings) for result in inputs.benchmarks),
         *((bundle.name, bundle.manifest.warnings) for bundle in inputs.bundles),
     ]
     several = inputs.comparisons or len({Path(name).name for name, _ in owned if name}) > 1
+    names = {name for name, _ in owned if name}
+    names.update(name for result in inputs.comparisons for name in (result.first, result.second))
     return [
         *(warning for result in inputs.comparisons for warning in result.warnings),
         *(
@@ -202,7 +210,7 @@ def _warnings(inputs: ReportInputs) -> list[ExportWarning]:
             for name, found in owned
             for warning in (named_warnings(name, found) if several and name else found)
         ),
-    ]
+    ], names
 
 
 def _lead(bundles: Sequence[BundleContents]) -> str:

@@ -186,7 +186,7 @@ def test_few_images_are_a_warning(images: int, caplog: pytest.LogCaptureFixture)
     labels = np.arange(images)
     with caplog.at_level(logging.WARNING):
         refuse_wrong_labels(labels, (labels + 1) % 10, NAMES, "x")
-    assert "too few to tell if the labels of x are right" in caplog.text
+    assert "too few to tell whether the labels of x are right" in caplog.text
     caplog.clear()
     refuse_wrong_labels(labels, (labels + 1) % 10, NAMES, "x", says_if_few=False)
     assert not caplog.text

@@ -37,6 +37,7 @@ from resdeploy.tables import percentage, plural
 from resdeploy.train.checkpoint.run import MODEL_FILE
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.shards import ImageFile, TarMember, image_content
+from resdeploy.train.doubts import chance_doubt
 from resdeploy.train.evaluation import Evaluation
 from resdeploy.train.run.curves import curve_figures
 from resdeploy.train.run.folder import UNREADABLE, EpochMetrics
@@ -77,6 +78,9 @@ def training_page(
     network = f"{settings['network']} at {size_text(preprocessing.image_size)} pixels"
     measured = int(evaluation.confusion.sum())
     low, high = wilson_interval(int(evaluation.confusion.trace()), measured)
+    has_learned = low > outcome.baseline_accuracy
+    chance = chance_doubt(evaluation.accuracy, measured, outcome.baseline_accuracy)
+    doubts = [*warnings, *([chance] if chance else [])]
     chosen = ", which also chose the epoch" if outcome.epochs > 1 else ""
     stopped = f"The training ended before epoch {outcome.planned_epochs}: {outcome.stopped}."
     environments = [(name, replace(environment, command=c)) for c in (command, environment.command)]
@@ -84,8 +88,8 @@ def training_page(
         title=f"{percentage(evaluation.accuracy, 2)} top-1 accuracy",
         lead=f"{network}, {plural(len(images.classes), 'class')}; training run {name}, "
         f"{made_text(environment)}",
-        recommendation="Next, export the network:",
-        commands=(f"resdeploy export {quote(name)} --fp16 --int8",),
+        recommendation="Next, export the network:" if has_learned else "",
+        commands=(f"resdeploy export {quote(name)} --fp16 --int8",) if has_learned else (),
         summary=(
             f"Trained on {outcome.train_images:,} images; measured on {measured:,} {kind} images "
             f"(95 % interval {low:.1f} to {high:.1f} %){chosen}.",
@@ -95,7 +99,7 @@ def training_page(
             f"{percentage(outcome.baseline_accuracy, 2)}.",
             *([stopped] if outcome.stopped else []),
         ),
-        warnings=tuple(((w.rpartition("; ")[0],), w.rpartition("; ")[2]) for w in warnings),
+        warnings=tuple(((w.rpartition("; ")[0],), w.rpartition("; ")[2]) for w in doubts),
         sections=(
             Section(title="Curves", blocks=curve_figures(metrics, outcome)),
             Section(title="Errors", blocks=tuple(_errors(evaluation, images, preprocessing))),

@@ -130,24 +130,23 @@ def test_the_hint_names_the_options_and_a_better_graph(tiny_bundle: Bundle) -> N
     for option in ("more images like those to classify (now 32)", "--min-agreement", "--qat"):
         assert option in warning.hint
     assert warning.hint.endswith(
-        "; int8 of this bundle predicts FP32's class for 100.0 % of 32 golden images"
+        ", or use int8.onnx (for TensorRT), which predicts FP32's class for 100.0 % of 32 golden "
+        "images"
     )
     both = quality_warnings(judged(tiny_bundle, int8=(90.0, 30.0), int8_cpu=(90.0, 30.0)))
-    assert {w.hint.rpartition("; ")[2] for w in both} == {
-        "fp16 of this bundle predicts FP32's class for 100.0 % of 32 golden images: "
-        "--precision fp16"
+    assert {w.hint.rpartition(", or ")[2] for w in both} == {
+        "use fp16.onnx (--precision fp16), which predicts FP32's class for 100.0 % of 32 golden "
+        "images"
     }
     quantised = quality_warnings(
         judged(tiny_bundle, fp16=(90.0, 30.0), int8=(90.0, 30.0), int8_cpu=(90.0, 30.0))
     )
-    assert {w.hint.rpartition("; ")[2] for w in quantised} == {
-        "fp32 of this bundle predicts PyTorch's class for 100.0 % of 32 golden images: "
-        "--precision fp32"
+    assert {w.hint.rpartition(", or ")[2] for w in quantised} == {
+        "use fp32.onnx (--precision fp32), which predicts PyTorch's class for 100.0 % of 32 golden "
+        "images"
     }
     bad = dict.fromkeys((*GOOD, "int8_cpu"), (90.0, 30.0))
-    assert "of this bundle" not in "".join(
-        w.hint for w in quality_warnings(judged(tiny_bundle, 32, **bad))
-    )
+    assert "or use" not in "".join(w.hint for w in quality_warnings(judged(tiny_bundle, 32, **bad)))
 
 
 def test_the_hint_names_only_options_that_change_the_graph(tiny_bundle: Bundle) -> None:
@@ -172,6 +171,12 @@ def test_lines_repeat_neither_a_hint_nor_a_message() -> None:
     ]  # fmt: skip
     assert grouped_by_hint([second, first]) == [(("b is bad", "a is bad"), "mend it")]
     assert warning_lines([]) == []
+    assert warning_lines([ExportWarning(message="a", hint="")]) == ["warning: a"]
+    bundles = ("x.bundle", "y.bundle")
+    named = [w for name in bundles for w in named_warnings(name, [first])]
+    assert warning_lines([*named, *named, *named_warnings("z", [first])], bundles) == [
+        "warning: x.bundle and y.bundle: a is bad", "warning: z: a is bad", "  hint: mend it",
+    ]  # fmt: skip
     assert named_warnings("x.bundle", [second])[0].message == "x.bundle: b is bad"
 
 

@@ -133,6 +133,11 @@ def test_a_graph_without_an_agreement_has_only_a_latency(tiny_bundle: Bundle) ->
     files, *_ = tables_of(replace(tiny_bundle.manifest, calibration=calibration))
     latencies = {row[0]: row[2] for row in files.rows}
     assert (latencies["fp32.onnx"], latencies["int8-cpu.onnx"]) == ("9.00 ms", "5.00 ms")
+    content = BundleContents("b", replace(tiny_bundle.manifest, calibration=calibration), None)
+    table = bundle_sections([content], timed=True)[0].blocks[0]
+    assert isinstance(table, Table)
+    assert "latency" not in table.head
+    assert "Latency" not in table.caption
     assert trade_off_blocks((*points, point(Encoding.CPU, ("a",), 6.0))) != ()
 
 

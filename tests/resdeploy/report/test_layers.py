@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from resdeploy.bundle.analysis import ActivationHistogram, Analysis, LayerCost, Remedy
+from resdeploy.bundle.analysis import ActivationHistogram, Analysis, FloatMixture, LayerCost, Remedy
 from resdeploy.bundle.manifest import Encoding, QualityOrigin
 from resdeploy.pages.blocks import Figure, Table, Text
 from resdeploy.report.layers import layer_blocks, noise_text, remedy_lines
@@ -48,7 +48,7 @@ def test_the_layers_of_the_report_have_an_action() -> None:
     texts = [block.text for block in layer_blocks(ANALYSIS, None) if isinstance(block, Text)]
     assert texts == [
         "No action is needed: int8-cpu.onnx predicts the class of FP32 for 100.0 % of 32 golden "
-        "images; 99 % and more need no remedy.",
+        "images; 99 % and more need no remedy (the limit of the export's warning is 98 %).",
         "On the golden images, the SQNR of its logits is 31.0 dB; 30 dB and more need no remedy.",
     ]
 
@@ -64,6 +64,30 @@ def test_the_layers_of_the_report_have_an_action() -> None:
 def test_the_images_of_an_agreement_are_named(origin: QualityOrigin | None, images: str) -> None:
     first, _ = remedy_lines(dataclasses.replace(REMEDY, origin=origin))
     assert f"for 100.0 % of {images}; " in first
+
+
+@pytest.mark.parametrize(
+    ("origin", "share"),
+    [
+        (None, "96.9 % of them have FP32's class instead of 97.5 %. "),
+        (QualityOrigin.HELD_OUT, "FP32's class (the share above is of other images). "),
+    ],
+)
+def test_the_effect_of_a_remedy_has_its_images(origin: QualityOrigin | None, share: str) -> None:
+    mixture = FloatMixture(
+        layers=("a", "b"), candidates=21, float_share_percent=3.0, agreement=96.9, sqnr_db=31.2,
+        latency_ratio=None, latency_ratio_low=None, latency_ratio_high=None,
+    )  # fmt: skip
+    needed = dataclasses.replace(
+        REMEDY, origin=origin, agreement=97.5, sqnr_db=28.7, options=("--min-agreement 99",),
+        mixture=mixture, sufficient=True,
+    )  # fmt: skip
+    line = remedy_lines(needed)[3]
+    assert line.startswith(
+        "On the golden images, with 2 of 21 layers in float (a, b), the SQNR is 31.2 dB instead of "
+        "28.7 dB, and "
+    )
+    assert share in line
 
 
 def test_a_histogram_speaks_of_clipping_only_if_values_are_clipped() -> None:

@@ -17,6 +17,7 @@ import pytest
 from resdeploy.benchmark_process.roofline import Ceilings
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Encoding, ExportWarning, write_manifest
+from resdeploy.cli.verify import verification_text
 from resdeploy.errors import BundleError, DocumentError, OutputError
 from resdeploy.json_documents import jsonable, parse
 from resdeploy.machine.device import Device
@@ -151,7 +152,11 @@ def test_lines_about_several_bundles_name_them_once(tiny_bundle: Bundle) -> None
     manifest = replace(tiny_bundle.manifest, warnings=(doubt,))
     bundles = [BundleContents(name, manifest, None) for name in ("a.bundle", "b.bundle")]
     page = page_of(bundles=bundles)
-    assert page.warnings == ((("a.bundle: int8 is bad", "b.bundle: int8 is bad"), "mend it"),)
+    assert page.warnings == ((("a.bundle and b.bundle: int8 is bad",), "mend it"),)
+    # These bundles are the same; so are their sections.
+    titles = [section.title for section in page.sections[:-1]]
+    assert titles[0] == "Graphs of a.bundle and b.bundle"
+    assert len({*titles}) == len(titles)
     assert page.lead.startswith("a.bundle and b.bundle: resnet10 at 32 pixels, 3 classes, exported")
     assert page.lead.count("resnet10") == 1
     begins = [line.split(",")[0] for line in page.summary]
@@ -162,6 +167,35 @@ def test_lines_about_several_bundles_name_them_once(tiny_bundle: Bundle) -> None
     compared = page_of(bundles=bundles, comparisons=[replace(comparison(), warnings=named)])
     assert compared.warnings == page.warnings
     assert not [line for line in compared.summary if line.startswith("At the export")]
+
+
+def test_a_warning_without_a_hint_has_no_remedy(verification: Verification) -> None:
+    doubt = ExportWarning(message="few images", hint="")
+    page = page_of(verifications=[replace(verification, warnings=(doubt,))])
+    assert "Remedy" not in to_html(page).decode()
+    assert to_markdown(page).splitlines()[2:5] == ["> [!WARNING]", "> **few images**", ""]
+
+
+def test_the_baseline_has_no_agreement_with_itself(verification: Verification) -> None:
+    (table,) = (
+        block
+        for block in page_of(verifications=[verification]).sections[0].blocks
+        if isinstance(block, Table) and block.caption.startswith("Agreement with FP32")
+    )
+    assert table.rows[0] == ("fp32", "onnxruntime-cpu", "-", "-")
+    assert "-" not in [cell for row in table.rows[1:] for cell in row]
+    assert verification_text(verification).splitlines()[2].split()[2:4] == ["-", "-"]
+
+
+def test_only_several_benchmarks_have_long_titles() -> None:
+    alone = page_of(benchmarks=[benchmark()]).sections[0]
+    assert alone.title == "Speed"
+    text = alone.blocks[0]
+    assert isinstance(text, Text)
+    assert "one image per call (mode stream), " in text.text
+    first, second, *_ = page_of(benchmarks=[benchmark(), benchmark()]).sections
+    assert first.title == second.title
+    assert first.title.startswith("Speed: ")
 
 
 def test_text_from_outside_is_escaped(tiny_bundle: Bundle, verification: Verification) -> None:
@@ -306,7 +340,8 @@ class TablesOfAPage(HTMLParser):
         (table,) = [rows for rows in self.tables if rows and set(names) <= set(rows[0])]
         places = [table[0].index(name) for name in names]
         number = re.compile(r"[-+]?[\d.]+")
-        return [[float(number.findall(row[i])[0]) for i in places] for row in table[1:]]
+        rows = [row for row in table[1:] if {row[i] for i in places} != {"-"}]
+        return [[float(number.findall(row[i])[0]) for i in places] for row in rows]
 
 
 def test_the_numbers_on_a_page_are_those_of_the_json(verification: Verification) -> None:
@@ -321,7 +356,7 @@ def test_the_numbers_on_a_page_are_those_of_the_json(verification: Verification)
         ),
         ("cold start",): (times, ("cold_start_s",)),
         ("top-1", "drop", "95 % bound"): (answers, ("top1", "drop", "drop_upper95")),
-        ("agreement", "SQNR"): (answers, ("agreement", "sqnr_db")),
+        ("agreement", "SQNR"): (answers[1:], ("agreement", "sqnr_db")),
     }  # fmt: skip
     for names, (lines, keys) in shown.items():
         exact = [[line[key] for key in keys] for line in lines]
@@ -371,7 +406,10 @@ def test_the_fastest_file_that_passed_is_to_be_deployed(verification: Verificati
     failed = [replace(r, verdict=Verdict.FAIL) for r in results if r.encoding is Encoding.CPU]
     assert advice(*slower, *failed).startswith("Deploy fp32.onnx with the backend onnxruntime-cpu")
     elsewhere = replace(results[0], backend="openvino")
-    assert advice(*results, elsewhere).endswith("fastest on this machine; not timed: openvino.")
+    assert advice(*results, elsewhere).endswith(
+        "verification and were timed, it is the fastest on this machine; openvino passed, too, and "
+        "was not timed."
+    )
     assert advice(*failed) == "Deploy no file of this bundle: none passed the verification."
     # Times of another bundle or machine say nothing about these files.
     for other in ({"bundle": "other.bundle"}, {"device": Device(cpu="another")}):

@@ -80,6 +80,7 @@ def test_the_report_shows_matrix_mistakes_and_settings(image_data: Path) -> None
     assert "label smoothing" in text
     assert "<strong>the images are few</strong></p><p>Remedy: add more.</p>" in text
     assert "(&lt; 1 %), predicted red (90 %)" in text
+    assert re.search(r"<br>\w+/<wbr>\w+\.\w+</figcaption>", text)  # a line may end after "/"
     assert f"resnet10 at {SIZE} pixels, 3 classes; training run one, on 2026-11-24 on " in text
     assert (
         "measured on 20 held-out images (95 % interval 43.3 to 81.9 %), which also chose the epoch."
@@ -96,6 +97,16 @@ def test_the_report_shows_matrix_mistakes_and_settings(image_data: Path) -> None
     assert "http" not in text.lower()
     assert "/home" not in text  # a report may be published
     assert "<code>damaged.png</code>" in text
+
+
+def test_an_accuracy_that_can_be_chance_is_not_exported(image_data: Path) -> None:
+    confusion = np.array([[4, 6, 0], [3, 4, 3], [0, 0, 0]])  # 40 %, and 33.33 % for one class
+    page = page_of_a_run(image_data, confusion=confusion)
+    assert not page.recommendation
+    assert not page.commands
+    ((message,), hint) = page.warnings[-1]
+    assert message.startswith("on so few images, this can be chance: the accuracy is 22 to 61 %")
+    assert hint.startswith("use more images")
 
 
 def test_many_classes_are_shown_without_the_matrix(image_data: Path) -> None:

@@ -182,6 +182,8 @@ def test_an_invalid_picture_shows_an_error(page: webdriver.Chrome, tmp_path: Pat
     until(page, lambda: element(page, "error").is_displayed())
     assert "The image cannot be decoded" in element(page, "error").text
     assert element(page, "error").get_attribute("role") == "alert"
+    until(page, lambda: element(page, "undecoded").text == "cat.png cannot be shown")
+    assert not element(page, "preview").is_displayed()
 
 
 def test_a_frame_of_the_camera_is_classified(page: webdriver.Chrome) -> None:
