@@ -190,7 +190,7 @@ def _images(found: Parity | Quality, manifest: Manifest) -> str:
 
 def _remedy(artifact: Artifact, manifest: Manifest) -> str:
     if artifact.precision is not Precision.INT8:
-        return "install the versions in constraints.txt, and report the figures if they persist"
+        return "judge the graph on labelled images: resdeploy verify BUNDLE --data DIR"
     calibration = manifest.calibration or {}
     actions = [
         "calibrate on more images like those to classify "
@@ -198,7 +198,7 @@ def _remedy(artifact: Artifact, manifest: Manifest) -> str:
     ]
     if artifact.encoding is not Encoding.DLA:  # which no option keeps layers in float for
         actions.append("keep sensitive layers in float with --min-agreement 98")
-    if "learned" not in calibration.get("method", {}).values():
+    if "learned" not in calibration.get("method", {}).values() and not manifest.is_graph:
         actions.append("train with --qat")
     return ", or ".join(actions)
 
@@ -214,5 +214,6 @@ def _alternative(manifest: Manifest, doubtful: Collection[str]) -> str:
     found = export_figures(better)[0]
     share = f"{found.agreement:.1f} % of {_images(found, manifest)}"
     # FP32 is compared with PyTorch, all others also with FP32.
-    reference = "PyTorch" if better.precision is Precision.FP32 else "FP32"
+    is_fp32 = better.precision is Precision.FP32
+    reference = manifest.golden.reference_name if is_fp32 else "FP32"
     return f", or use {better.file} ({use}), which predicts {reference}'s class for {share}"
