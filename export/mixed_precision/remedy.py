@@ -13,7 +13,7 @@ import onnx_ir as ir
 from resdeploy.bundle.analysis import ENOUGH_AGREEMENT, ENOUGH_SQNR_DB, FloatMixture, Remedy
 from resdeploy.bundle.calibration_record import CalibrationRecord
 from resdeploy.bundle.golden import Golden
-from resdeploy.bundle.manifest import Artifact, Encoding
+from resdeploy.bundle.manifest import Artifact, Encoding, Parity, Quality
 from resdeploy.bundle.quality import QualityLimits, export_figures, is_below
 from resdeploy.export.graph.float_layers import Layer, conv_share, layers_of, nodes_of
 from resdeploy.export.graph.qdq import Weights
@@ -100,7 +100,7 @@ def find_remedy(
         agreement=found.agreement,
         sqnr_db=found.sqnr_db,
     )
-    if not is_below(found, ENOUGH):
+    if not is_below(found, ENOUGH) or _shows_agreement(found):
         return remedy
     options = _calibration_options(record, recipe)
     retraining = [] if recipe.calibrator == LEARNED else [QAT]
@@ -133,6 +133,14 @@ def find_remedy(
             mixture, latency_ratio=ratio, latency_ratio_low=low, latency_ratio_high=high
         )
     return replace(remedy, options=tuple(options), mixture=mixture, sufficient=sufficient)
+
+
+def _shows_agreement(found: Parity | Quality) -> bool:
+    """Return True if enough judged images keep their class, whatever the SQNR of golden images is.
+
+    More layers in float would then gain nothing that these images show.
+    """
+    return found.images >= FEW_IMAGES and found.agreement >= ENOUGH.agreement
 
 
 def _calibration_options(record: CalibrationRecord, recipe: QuantizationRecipe) -> list[str]:

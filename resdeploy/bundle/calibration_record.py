@@ -168,19 +168,17 @@ class RecipeRecords:
 
 
 def explain_calibrator(name: str) -> str:
-    """Return the name of a calibrator and the range that it chooses."""
+    """Return the name of a calibrator, which a bundle states, and the range that it chooses."""
     kind, _, percent = name.partition("-")
-    return (
-        f"{name}: the range "
-        + {
-            "max": "of all values",
-            "image": f"that {percent} % of the images do not exceed",
-            "percentile": f"that {percent} % of the values do not exceed",
-            "entropy": "with the smallest Kullback-Leibler divergence",
-            "mse": "with the smallest mean squared error",
-            "learned": "that the training learned",
-        }[kind]
-    )
+    ranges = {
+        "max": "of all values",
+        "image": f"that {percent} % of the images do not exceed",
+        "percentile": f"that {percent} % of the values do not exceed",
+        "entropy": "with the smallest Kullback-Leibler divergence",
+        "mse": "with the smallest mean squared error",
+        "learned": "that the training learned",
+    }
+    return f"{name}: the range {ranges.get(kind, 'of a rule that this version does not know')}"
 
 
 def float_layers_sentence(chosen: FloatLayers) -> str:

@@ -107,12 +107,13 @@ def remedy_lines(remedy: Remedy) -> list[str]:
         f"{step}; {ENOUGH_AGREEMENT:g} % and more need no remedy (the limit of the export's "
         f"warning is {LIMITS[Precision.INT8].agreement:g} %)."
     )
-    sqnr = (
-        f"On the golden images, the SQNR of its logits is {remedy.sqnr_db:.1f} dB; "
-        f"{ENOUGH_SQNR_DB:g} dB and more need no remedy."
-    )
+    sqnr = f"On the golden images, the SQNR of its logits is {remedy.sqnr_db:.1f} dB"
+    limit = f"; {ENOUGH_SQNR_DB:g} dB and more need no remedy."
     if not remedy.options and remedy.mixture is None:
-        return [f"No action is needed: {agreement}", sqnr]
+        is_low = remedy.sqnr_db < ENOUGH_SQNR_DB
+        rest = ", which is low, but the images above decide." if is_low else limit
+        return [f"No action is needed: {agreement}", f"{sqnr}{rest}"]
+    sqnr += limit
     train = "train --qat" in remedy.options
     exported = [option for option in remedy.options if option != "train --qat"]
     actions = []

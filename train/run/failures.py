@@ -105,6 +105,9 @@ def explain_failure(error: Exception, resume: str) -> TrainingError | None:
 
     `resume` is the command that continues the run.
     """
+    if isinstance(error, ConnectionError):  # a pipe to a worker; torchrun's are RuntimeErrors
+        message = "a process that decoded images was killed, as happens when the memory runs out"
+        return TrainingError(message, _WORKERS.format(resume=resume))
     text = "out of memory" if isinstance(error, MemoryError) else str(error)
     for pattern, message, hint in _REASONS:
         if match := re.search(pattern, text):

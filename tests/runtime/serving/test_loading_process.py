@@ -104,7 +104,10 @@ def test_a_fault_is_an_error_of_the_bundle(
     for name in loading_process.NOT_INHERITED:
         monkeypatch.setenv(name, "secret")
     faulty(fault)
-    with pytest.raises(BundleError, match=message), caplog.at_level(logging.WARNING, "resdeploy"):
+    with (
+        pytest.raises(BundleError, match=f"(?m){message}"),
+        caplog.at_level(logging.WARNING, "resdeploy"),
+    ):
         run(check_loading(tiny_bundle.path, CONFIG, None))
     # The log names the engines that failed before, unless the process was ended.
     ended = "ended with" in message or "SIGXCPU" in message

@@ -53,6 +53,13 @@ def test_errors_of_pytorch_are_explained(text: str, reason: str, hint: str) -> N
     assert "\n" not in str(error)
 
 
+def test_a_lost_pipe_to_a_worker_is_not_a_lost_training_process() -> None:
+    error = explain_failure(ConnectionResetError(104, "Connection reset by peer"), "R")
+    assert str(error).startswith("a process that decoded images was killed")
+    assert error is not None
+    assert error.hint == "to continue with fewer: R --workers 1"
+
+
 @pytest.mark.parametrize(
     "text",
     [
