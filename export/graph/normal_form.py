@@ -29,7 +29,7 @@ from resdeploy.export.graph.layer_rules import (
     separate_weights,
     shape_of,
 )
-from resdeploy.export.graph.to_onnx import IR_VERSION, OPSET
+from resdeploy.export.graph.to_onnx import IR_VERSION, OPSET, clear_metadata
 
 # Batch size while shapes are computed. No size of a network is a multiple of a large prime number,
 # so that the batch axis is found again in every shape.
@@ -39,7 +39,6 @@ GRAPH_HINT = "export the network again, with a dynamic batch size and operators 
 
 def normal_form(
     proto: onnx.ModelProto,
-    input_name: str,
     shape: tuple[int, int, int],
     name: str,
     *,
@@ -49,7 +48,6 @@ def normal_form(
 
     Args:
         proto: A graph with one input (batch, C, H, W) of float32, and one output.
-        input_name: Name of this input.
         shape: Sizes C, H and W of the input.
         name: Name of the result.
         batch: Number of images for which the file was written; None for any number.
@@ -57,7 +55,7 @@ def normal_form(
     Raises:
         ExportError: The graph cannot be converted, or its batch size is a constant.
     """
-    model = ir.from_proto(_fold(proto, input_name, shape, batch))
+    model = ir.from_proto(_fold(proto, shape, batch))
     passes.ShapeInferencePass()(model)
     if shape_of(model.graph.outputs[0])[:1] != (BATCH,):
         raise ExportError(
@@ -73,8 +71,7 @@ def normal_form(
     model.ir_version = IR_VERSION
     model.producer_name = "resdeploy"
     model.graph.name = name
-    passes.ClearMetadataAndDocStringPass()(model)
-    model.metadata_props.clear()
+    clear_metadata(model)
     return model
 
 
@@ -126,14 +123,14 @@ def _flip_channels(pixels: ir.Value) -> None:
 
 
 def _fold(
-    proto: onnx.ModelProto, input_name: str, shape: tuple[int, int, int], batch: int | None
+    proto: onnx.ModelProto, shape: tuple[int, int, int], batch: int | None
 ) -> onnx.ModelProto:
     """Return the graph with the batch size `BATCH`, and all constants computed.
 
     In a file for a fixed `batch`, exporters also write this number into the shapes of the graph.
     """
     if batch is not None:
-        proto = _optimize(proto, input_name, (batch, *shape))
+        proto = _optimize(proto, (batch, *shape))
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
         sizes = {
             value.name: [size.dim_value for size in value.type.tensor_type.shape.dim]
@@ -146,16 +143,13 @@ def _fold(
                 target = np.array([-1, *after[1:]], dtype=np.int64)
                 proto.graph.initializer.append(onnx.numpy_helper.from_array(target, name))
                 node.input[1] = name
-    return _optimize(proto, input_name, (BATCH, *shape))
+    return _optimize(proto, (BATCH, *shape))
 
 
-def _optimize(
-    proto: onnx.ModelProto, input_name: str, shape: tuple[int, int, int, int]
-) -> onnx.ModelProto:
+def _optimize(proto: onnx.ModelProto, shape: tuple[int, int, int, int]) -> onnx.ModelProto:
     """Return the graph for images (N, C, H, W) of these sizes, as ONNX Runtime simplifies it."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(proto)
-    keep_input(fixed.graph, input_name)
     dimensions = fixed.graph.input[0].type.tensor_type.shape.dim
     for dimension, size in zip(dimensions, shape, strict=True):
         dimension.Clear()
@@ -186,13 +180,6 @@ def _optimize(
     del folded.opset_import[:]
     folded.opset_import.extend(kept)
     return folded
-
-
-def keep_input(graph: onnx.GraphProto, name: str) -> None:
-    """Remove all inputs but one; the others are initialisers, which old files list as inputs."""
-    for index in reversed(range(len(graph.input))):
-        if graph.input[index].name != name:
-            del graph.input[index]
 
 
 def _check_sizes(proto: onnx.ModelProto) -> None:

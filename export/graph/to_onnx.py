@@ -96,7 +96,7 @@ def _export(module: torch.nn.Module, image_size: ImageSize) -> ir.Model:
     passes.RemoveUnusedNodesPass()(model)
     passes.ShapeInferencePass()(model)
     name_after_modules(model.graph)
-    _clear_metadata(model)
+    clear_metadata(model)
     model.ir_version = IR_VERSION
     model.producer_name = "resdeploy"
     return model
@@ -238,7 +238,7 @@ def _global_max_pool(x: Any, dim: Sequence[int], keepdim: bool = False) -> Any:
     return op.Flatten(pooled[0], axis=1)
 
 
-def _clear_metadata(model: ir.Model) -> None:
+def clear_metadata(model: ir.Model) -> None:
     """Remove the exporter's metadata: its stack traces contain paths of the exporting machine."""
     passes.ClearMetadataAndDocStringPass()(model)  # keeps that of the model and of values
     model.metadata_props.clear()

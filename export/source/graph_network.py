@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 import torch
-from onnx import ModelProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import GRAPH_KIND, GoldenReference
 from resdeploy.errors import CheckpointError, ExportError, one_line_reason
 from resdeploy.export.graph.layer_rules import shape_of
-from resdeploy.export.graph.normal_form import keep_input, normal_form, with_normalisation
+from resdeploy.export.graph.normal_form import normal_form, with_normalisation
 from resdeploy.export.graph.to_onnx import normalisation_to_onnx
 from resdeploy.export.source.onnx_file import CLASSIFIER_HINT, OnnxFile, read_onnx_file
 from resdeploy.images.preprocessing import Channels, Preprocessing, UInt8Array
@@ -134,7 +134,7 @@ def graph_network(file: OnnxFile) -> GraphNetwork:
     height, width = file.input.size or (DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE)
     shape = (file.input.channels, height, width)
     batch = file.input.batch
-    converted = normal_form(model, file.input.name, shape, path.stem, batch=batch)
+    converted = normal_form(model, shape, path.stem, batch=batch)
     sizes = shape_of(converted.graph.outputs[0])
     if len(sizes) != 2 or sizes[1] < 2:
         shown = f"({', '.join('?' if size < 0 else str(size) for size in sizes)})"
@@ -164,7 +164,7 @@ def _without_softmax(file: OnnxFile) -> tuple[ModelProto, tuple[str, ...]]:
         output = helper.make_tensor_value_info(last.input[0], TensorProto.FLOAT, None)
         del graph.output[:]
         graph.output.append(output)
-    keep_input(graph, file.input.name)
+    _keep_input(graph, file.input.name)
     value = graph.input[0]
     value.type.tensor_type.elem_type = TensorProto.FLOAT
     if file.input.is_nhwc:
@@ -180,6 +180,13 @@ def _without_softmax(file: OnnxFile) -> tuple[ModelProto, tuple[str, ...]]:
         transpose = helper.make_node("Transpose", [value.name], [inner], perm=(0, 2, 3, 1))
         graph.node.insert(0, transpose)
     return model, tuple(notes)
+
+
+def _keep_input(graph: GraphProto, name: str) -> None:
+    """Remove all inputs but one; the others are initialisers, which old files list as inputs."""
+    for index in reversed(range(len(graph.input))):
+        if graph.input[index].name != name:
+            del graph.input[index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +229,6 @@ class GraphClassifier:
         height, width = self.preprocessing.size
         shape = (self.network.file.input.channels, height, width)
         network, taken = self.network, self.network.file.input
-        body = normal_form(network.logits_model, taken.name, shape, network.name, batch=taken.batch)
+        body = normal_form(network.logits_model, shape, network.name, batch=taken.batch)
         is_bgr = self.preprocessing.channels is Channels.BGR
         return with_normalisation(body, normalisation_to_onnx(self.preprocessing), flipped=is_bgr)
