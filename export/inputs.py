@@ -11,6 +11,7 @@ from pathlib import Path
 
 from resdeploy.errors import CheckpointError, DataError, ExportError, ImageError
 from resdeploy.export.source.graph_network import load_graph_network
+from resdeploy.export.source.module import program_network
 from resdeploy.export.source.network import CheckpointNetwork, Network
 from resdeploy.export.source_preprocessing import choose_source_preprocessing
 from resdeploy.images.class_folders import (
@@ -140,8 +141,8 @@ def read_source(
     """Load a network, and choose defaults for everything that its file does not contain.
 
     Args:
-        origin: A run folder, a file or folder of weights or its content, an ONNX file, or a
-            network.
+        origin: A run folder, a file or folder of weights or its content, an ONNX file, a
+            program of `torch.export`, or a network.
         image_size: Size of the input in pixels.
         stated: Other settings of the pre-processing that options state; see
             `choose_source_preprocessing` for the rest.
@@ -237,6 +238,8 @@ def load_network(path: Path, weights: Weights) -> Network:
     """
     if path.suffix.lower() == ".onnx" and path.exists():
         return load_graph_network(path)
+    if path.suffix.lower() == ".pt2" and path.exists():
+        return program_network(path)
     return CheckpointNetwork(load_checkpoint(path, weights))
 
 

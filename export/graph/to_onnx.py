@@ -103,9 +103,12 @@ def _export(module: torch.nn.Module, image_size: ImageSize) -> ir.Model:
 
 
 def export_program(
-    module: torch.nn.Module, example: torch.Tensor, name: str, *, optimize: bool = True
-) -> torch.onnx.ONNXProgram:
+    module: torch.nn.Module | torch.export.ExportedProgram, example: torch.Tensor | None, name: str,
+    *, optimize: bool = True,
+) -> torch.onnx.ONNXProgram:  # fmt: skip
     """Return the ONNX program of a module with one input, whose first axis is the batch.
+
+    A program of `torch.export` needs no example, and keeps the sizes that it was traced with.
 
     Raises:
         ExportError: PyTorch's exporter failed.
@@ -114,14 +117,14 @@ def export_program(
         try:
             program = torch.onnx.export(
                 module,
-                (example,),
+                () if example is None else (example,),
                 dynamo=True,
                 optimize=optimize,
                 verbose=False,
                 opset_version=OPSET,
                 input_names=[INPUT_NAME],
                 output_names=[OUTPUT_NAME],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=None if example is None else ({0: torch.export.Dim("batch")},),
                 custom_translation_table={
                     torch.ops.aten.mean.dim: _global_average_pool,
                     torch.ops.aten.div.Tensor_mode: _divide_integers,

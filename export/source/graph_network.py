@@ -68,6 +68,11 @@ class GraphNetwork:
     def default_channels(self) -> Channels:
         return Channels.GRAY if self.file.input.channels == 1 else Channels.RGB
 
+    @property
+    def gives_logits(self) -> bool:
+        """Return False if the file's own output are probabilities."""
+        return bool(self.logits_model.graph.output[0].name == self.file.output)
+
     def stated_settings(self) -> Sequence[StatedSettings]:
         if self.stated:
             return self.stated

@@ -28,7 +28,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOT_RUN = {
     "make ": "the targets are run by developers and in CI",
     "pip install|python3 -m venv": "downloads packages; tests/pythons and others install the wheel",
-    "python -c '?\"?import torch; torch.onnx": "converts a file of torch.export with PyTorch alone",
     "python -m pytest": "a part of `make test`",
     "curl ": "fault() requires an example that tests/runtime/serving/test_examples.py runs",
     "deploy/jetson/": "downloads packages; tests/deploy/test_jetson.py has its tests",

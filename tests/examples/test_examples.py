@@ -10,8 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.export.graph.to_onnx import export_program
+from tests.export.source.test_module import make_module
 from tests.samples import CLASSES, COLOURS, SIZE
 from tests.serving_process import ServerProcess
 
@@ -73,6 +76,22 @@ def test_a_network_of_ones_own_is_exported(run: Run, tiny_checkpoint: Path) -> N
 
 def test_a_module_of_ones_own_is_exported(run: Run, image_data: Path) -> None:
     code, output = run("own_module", "own.bundle", "--photos", image_data)
+    assert (code, output.splitlines()[-1]) == (0, "own.bundle: reproduced")
+    assert Path("own.bundle/int8-cpu.onnx").is_file()
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_a_graph_file_of_ones_own_is_exported(run: Run, image_data: Path, kind: str) -> None:
+    network, images = make_module().eval(), torch.zeros(2, 3, SIZE, SIZE)
+    batch = ({0: torch.export.Dim("batch")},)
+    file = Path(f"net.{kind}")
+    if kind == "pt2":
+        torch.export.save(torch.export.export(network, (images,), dynamic_shapes=batch), file)
+    else:
+        export_program(network, images, "net").save(file)
+    Path("labels.txt").write_text("\n".join(CLASSES))
+    options = ("--labels", "labels.txt", "--photos", image_data)
+    code, output = run("own_graph_file", file, "own.bundle", *options)
     assert (code, output.splitlines()[-1]) == (0, "own.bundle: reproduced")
     assert Path("own.bundle/int8-cpu.onnx").is_file()
 

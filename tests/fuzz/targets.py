@@ -62,6 +62,13 @@ def fuzz_checkpoint(data: bytes) -> None:
     _with_file("weights.pt", data, load_checkpoint)
 
 
+def fuzz_program(data: bytes) -> None:
+    from resdeploy.export.source.program_file import read_program
+
+    with contextlib.suppress(ResdeployError):
+        read_program(data, Path("net.pt2"))
+
+
 def fuzz_safetensors(data: bytes) -> None:
     from resdeploy.train.checkpoint.load import load_checkpoint
 

@@ -37,7 +37,7 @@ _KINDS = (
     (rb"\x93NUMPY|PK\x03\x04.{26}[^/]{1,200}\.npy", "a file of NumPy arrays", _CONVERT),
     (rb"PK\x03\x04.{26}([^/]{1,200}/(data/(weights|aotinductor)/|archive_)|serialized_exported_)",
      "a program of torch.export",
-     "if you trust it, convert it: torch.onnx.export(torch.export.load(FILE), f='net.onnx')"),
+     "resdeploy export takes it, if its name ends in .pt2; other commands need the weights"),
     (rb"GGUF|ggml|lmgg", "a GGUF file of a language model", _OTHER),
     (rb"[a-z]trt\0", "an engine of TensorRT", _ONNX),
     (rb"\x7fELF|MZ", "a program or library", _OTHER),
