@@ -1,4 +1,4 @@
-"""The command `resdeploy inspect`: show what a checkpoint is, without exporting it."""
+"""The command `resdeploy inspect`: show what a network's file is, without exporting it."""
 
 from __future__ import annotations
 
@@ -11,38 +11,51 @@ from resdeploy.cli.options.console import PATH, CommandResult, command, result_t
 from resdeploy.tables import plural
 
 if TYPE_CHECKING:
-    from resdeploy.export.inspection import CheckpointSummary
+    from collections.abc import Sequence
+
+    from resdeploy.export.inspection import CheckpointSummary, GraphSummary
 
 SHOWN_LABELS = 5
+SHOWN_OPERATORS = 6
 
 
 @command
-@argument("checkpoint", type=PATH)
-def inspect(checkpoint: Path) -> CommandResult:
-    """Describe CHECKPOINT without executing code in it.
+@argument("network", type=PATH)
+def inspect(network: Path) -> CommandResult:
+    """Describe NETWORK without executing code in it.
 
-    CHECKPOINT is a run folder, a file of weights, or a folder with weights and their configuration.
-    The output names the network, its labels, the pre-processing that an export would use with its
-    origin, and the options of export for everything that the checkpoint does not state.
+    NETWORK is a run folder, a file of weights, a folder with weights and their configuration, or a
+    classifier in an .onnx or .pt2 file. The output names the network, its labels, the
+    pre-processing that an export would use with its origin, and the options of export for
+    everything that the file does not state.
 
-    Exit code: 1 if the checkpoint cannot be exported; otherwise 0.
+    Exit code: 1 if the network cannot be exported; otherwise 0.
     """
-    from resdeploy.export.inspection import inspect_checkpoint
+    from resdeploy.export.inspection import CheckpointSummary, inspect_network
 
-    result = inspect_checkpoint(checkpoint)
-    return CommandResult(result, summary_text(result))
+    result = inspect_network(network)
+    is_checkpoint = isinstance(result, CheckpointSummary)
+    return CommandResult(result, summary_text(result) if is_checkpoint else graph_text(result))
+
+
+@result_text
+def graph_text(result: GraphSummary) -> str:
+    """Return a line for each fact about a graph."""
+    facts = [
+        ("file", f"{result.kind}, operator set {result.operator_set}"),
+        ("input", result.input),
+        ("output", f"logits of {plural(result.classes, "class")}"),
+        ("network", f"{result.parameters:,} parameters; "
+                    + _first([f"{n} {o}" for o, n in result.operators.items()], SHOWN_OPERATORS)),
+    ]  # fmt: skip
+    return _text(facts, result)
 
 
 @result_text
 def summary_text(result: CheckpointSummary) -> str:
     """Return a line for each fact about a checkpoint."""
-    from resdeploy.images.preprocessing_choice import describe_choice
-
-    network, labels = result.architecture, result.labels or ()
-    more = len(labels) - SHOWN_LABELS
-    shown = ", ".join(labels[:SHOWN_LABELS]) + (f" and {more} more" if more > 0 else "")
+    network = result.architecture
     head = " -> ".join(map(str, [result.features, *network.hidden, network.classes]))
-    missing = [f"{name.replace('_', ' ')} ({flag})" for name, flag in result.missing.items()]
     facts = [
         ("tensors", f"named as in {result.scheme}" + (result.place and f", in {result.place}")),
         ("weights", f"{result.weights.value}, {result.dtype}"),
@@ -51,9 +64,25 @@ def summary_text(result: CheckpointSummary) -> str:
                    f"shortcuts {network.shortcut.value}"),
         ("stem", f"{network.stem.value}, {plural(network.input_channels, 'channel')}"),
         ("head", f"{network.pooling.value} pooling, linear {head}"),
-        ("labels", shown or f"none for {plural(network.classes, 'output')}"),
-        ("input", describe_choice(result.preprocessing, result.origins)),
+        ("labels", _first(result.labels or (), SHOWN_LABELS)
+                   or f"none for {plural(network.classes, 'output')}"),
+    ]  # fmt: skip
+    return _text(facts, result)
+
+
+def _text(facts: Sequence[tuple[str, str]], result: CheckpointSummary | GraphSummary) -> str:
+    from resdeploy.images.preprocessing_choice import describe_choice
+
+    missing = [f"{name.replace('_', ' ')} ({flag})" for name, flag in result.missing.items()]
+    common = [
+        ("pictures", describe_choice(result.preprocessing, result.origins)),
         ("not stated", ", ".join(missing)),
         *(("note", note) for note in result.notes),
-    ]  # fmt: skip
-    return "\n".join(f"{name:<12}{text}" for name, text in facts if text)
+    ]
+    return "\n".join(f"{name:<12}{text}" for name, text in (*facts, *common) if text)
+
+
+def _first(words: Sequence[str], count: int) -> str:
+    """Return the first words, and the number of others."""
+    more = len(words) - count
+    return ", ".join(words[:count]) + (f" and {more} more" if more > 0 else "")
