@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resdeploy.bundle.manifest import Encoding, graph_name
+from resdeploy.bundle.manifest import Encoding, Precision, graph_name, with_use
 from resdeploy.images.formats import unread_lines
 from resdeploy.pages.blocks import MAX_MATRIX_CLASSES, Block, Figure, Matrix, Section, Table, Text
 from resdeploy.pages.svg import intervals
@@ -34,15 +34,18 @@ def decision_sentence(result: Verification) -> str:
     # With labels, only the baseline of the drop is merely reproduced.
     judged = [line for line in result.results if line.verdict is not Verdict.REPRODUCED]
     needed = [
-        (MAX_IMAGES + 1 if line.images_to_decide is None else line.images_to_decide, line.drop)
+        (MAX_IMAGES + 1 if line.images_to_decide is None else line.images_to_decide, line)
         for line in judged or result.results
     ]
-    most, drop = max(needed, key=lambda pair: pair[0])
+    most, last = max(needed, key=lambda pair: pair[0])
+    drop = last.drop
+    # Without labels, FP32 is compared with nothing but itself.
+    of_graph = "" if last.precision is Precision.FP32 else f" of {_with_use(last)}"
     count = f"about {most:,}" if most <= MAX_IMAGES else f"not even {MAX_IMAGES:,}"
     limit = plural(result.decided_drop, "point")
     fewer = result.max_drop is not None and most < result.images
     verb = "would have been enough to decide" if fewer else "decide"
-    sentence = f"{count} labelled images {verb} whether the drop is at most {limit}"
+    sentence = f"{count} labelled images {verb} whether the drop{of_graph} is at most {limit}"
     if result.max_drop is None:
         return (
             f"accuracy is not judged: {sentence}, if predictions change as often as at the export, "
@@ -54,8 +57,10 @@ def decision_sentence(result: Verification) -> str:
 
 def verification_summary(result: Verification) -> str:
     """Return one sentence with the outcome of a verification."""
-    failed = [_name(line) for line in result.results if line.verdict is Verdict.FAIL]
-    undecided = [_name(line) for line in result.results if line.verdict is Verdict.INCONCLUSIVE]
+    failed, undecided = (
+        [f"{_with_use(line)} on {line.backend}" for line in result.results if line.verdict is found]
+        for found in (Verdict.FAIL, Verdict.INCONCLUSIVE)
+    )
     images = f"{result.images:,} labelled images"
     if result.max_drop is None:
         images = result.golden.described
@@ -246,3 +251,7 @@ def _graph(line: ArtifactResult) -> str:
 
 def _name(line: ArtifactResult) -> str:
     return f"{_graph(line)} on {line.backend}"
+
+
+def _with_use(line: ArtifactResult) -> str:
+    return with_use(_graph(line), line.encoding)

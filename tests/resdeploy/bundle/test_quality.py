@@ -127,7 +127,7 @@ def test_synthetic_images_are_named(tiny_bundle: Bundle) -> None:
 
 def test_the_hint_names_the_options_and_a_better_graph(tiny_bundle: Bundle) -> None:
     (warning,) = quality_warnings(judged(tiny_bundle, int8_cpu=(90.0, 30.0)))
-    for option in ("more images like those to classify (now 32)", "--min-agreement", "--qat"):
+    for option in ("more images like those to classify (now 32)", "--min-agreement 99", "--qat"):
         assert option in warning.hint
     assert warning.hint.endswith(
         ", or use int8.onnx (for TensorRT), which predicts FP32's class for 100.0 % of 32 golden "
