@@ -39,8 +39,8 @@ LIMITS = {
     Precision.INT8: QualityLimits(agreement=98.0, sqnr_db=20.0),
 }
 # Remedies aim higher than the limits of the warnings. At 30 dB, about 98.5 % of 5,000 CIFAR-10
-# images kept their class in ResNet-34, and at 32 dB 98.9 % (measured 2026-11-23). A few dozen golden
-# images cannot show 99 %, so the SQNR counts, too.
+# images kept their class in ResNet-34, and at 32 dB 98.9 % (measured 2026-11-23). A few dozen
+# golden images cannot show 99 %, so the SQNR counts, too.
 ENOUGH_AGREEMENT, ENOUGH_SQNR_DB = 99.0, 30.0
 MIN_AGREEMENT = f"--min-agreement {ENOUGH_AGREEMENT:g}"
 # Fewer images may all agree, with a probability above 5 %, although one prediction in ten changes.

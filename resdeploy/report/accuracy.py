@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resdeploy.bundle.manifest import Encoding, Precision, graph_name, with_use
+from resdeploy.bundle.manifest import Encoding, graph_name, with_use
 from resdeploy.images.formats import unread_lines
 from resdeploy.pages.blocks import MAX_MATRIX_CLASSES, Block, Figure, Matrix, Section, Table, Text
 from resdeploy.pages.svg import intervals
 from resdeploy.report.graphs import SQNR_TEXT
 from resdeploy.result_files.verification import ArtifactResult, Rule, Verification
 from resdeploy.statistics import MAX_IMAGES, Verdict, wilson_interval
-from resdeploy.tables import NONE, percentage, plural, signed
+from resdeploy.tables import NONE, joined, percentage, plural, signed
 
 MAX_CONFUSED_PAIRS = 10
 
@@ -37,10 +37,11 @@ def decision_sentence(result: Verification) -> str:
         (MAX_IMAGES + 1 if line.images_to_decide is None else line.images_to_decide, line)
         for line in judged or result.results
     ]
-    most, last = max(needed, key=lambda pair: pair[0])
-    drop = last.drop
-    # Without labels, FP32 is compared with nothing but itself.
-    of_graph = "" if last.precision is Precision.FP32 else f" of {_with_use(last)}"
+    most, drop = max(((count, line.drop) for count, line in needed), key=lambda pair: pair[0])
+    slowest = dict.fromkeys(_with_use(line) for count, line in needed if count == most)
+    # Without labels, FP32 is compared with nothing but itself. A limit of all graphs names none.
+    is_general = not judged or len(needed) > 1 and all(count == most for count, _ in needed)
+    of_graph = "" if is_general else f" of {joined([*slowest])}"
     count = f"about {most:,}" if most <= MAX_IMAGES else f"not even {MAX_IMAGES:,}"
     limit = plural(result.decided_drop, "point")
     fewer = result.max_drop is not None and most < result.images

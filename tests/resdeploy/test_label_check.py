@@ -186,7 +186,10 @@ def test_few_images_are_a_warning(images: int, caplog: pytest.LogCaptureFixture)
     labels = np.arange(images)
     with caplog.at_level(logging.WARNING):
         refuse_wrong_labels(labels, (labels + 1) % 10, NAMES, "x")
-    assert "too few to tell whether the labels of x are right and the network is trained" in caplog.text
+    assert (
+        "too few to tell whether the labels of x are right and the network is trained"
+        in caplog.text
+    )
 
 
 def test_a_network_with_one_class_is_not_judged(caplog: pytest.LogCaptureFixture) -> None:
