@@ -40,7 +40,7 @@ def decision_sentence(result: Verification) -> str:
     most, drop = max(((count, line.drop) for count, line in needed), key=lambda pair: pair[0])
     slowest = dict.fromkeys(_with_use(line) for count, line in needed if count == most)
     # Without labels, FP32 is compared with nothing but itself. A limit of all graphs names none.
-    is_general = not judged or len(needed) > 1 and all(count == most for count, _ in needed)
+    is_general = not judged or (len(needed) > 1 and all(count == most for count, _ in needed))
     of_graph = "" if is_general else f" of {joined([*slowest])}"
     count = f"about {most:,}" if most <= MAX_IMAGES else f"not even {MAX_IMAGES:,}"
     limit = plural(result.decided_drop, "point")
