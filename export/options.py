@@ -5,7 +5,7 @@ from __future__ import annotations
 from resdeploy.errors import ExportError
 
 
-def check_options(
+def check_int8_options(
     *,
     int8: bool,
     dla: bool,

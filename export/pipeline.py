@@ -45,7 +45,7 @@ from resdeploy.export.network_check import (
     shift_warnings,
 )
 from resdeploy.export.noise_analysis import analyse
-from resdeploy.export.options import check_options
+from resdeploy.export.options import check_int8_options
 from resdeploy.export.quantization.calibrate import (
     calibrate,
     calibrators_named,
@@ -175,7 +175,7 @@ def export(
     """
     start = time.perf_counter()
     target = AccuracyTarget(min_agreement=config.min_agreement, max_drop=config.max_drop)
-    check_options(
+    check_int8_options(
         int8=config.int8, dla=config.dla, min_agreement=config.min_agreement,
         max_drop=config.max_drop, target_ms=config.target_ms,
     )  # fmt: skip

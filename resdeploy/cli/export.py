@@ -202,13 +202,13 @@ def refuse_arguments(
 ) -> None:  # fmt: skip
     """Check what needs no PyTorch, which takes seconds to load; the export repeats it."""
     from resdeploy.bundle.manifest import MANIFEST
-    from resdeploy.export.options import check_options
+    from resdeploy.export.options import check_int8_options
     from resdeploy.filesystem import refuse_existing
     from resdeploy.images.folder import require_folder
     from resdeploy.train.checkpoint.file_kind import refuse_missing
 
     names = ("int8", "dla", "min_agreement", "max_drop", "target_ms")
-    check_options(**{name: settings[name] for name in names})
+    check_int8_options(**{name: settings[name] for name in names})
     if output is not None:
         refuse_existing(output, force=force, marker=MANIFEST)
     if not source.is_symlink() and str(source) != "runs/latest":

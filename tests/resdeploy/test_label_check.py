@@ -239,7 +239,7 @@ def test_the_error_has_figures_and_pairs() -> None:
 def test_the_error_of_chance_says_what_else_it_could_be() -> None:
     labels, predicted = drawn(500, 10, 0), drawn(500, 10, 1)
     with pytest.raises(
-        DataError, match=r"500 images, no more than by chance \(\d+\.\d % if labels"
+        DataError, match=r"500 images, no more than by chance \(\d+\.\d % if the labels were sh"
     ) as caught:
         refuse_wrong_labels(labels, predicted, NAMES, "photos")
     for cause in ("order", "mean and std", "weights are trained"):

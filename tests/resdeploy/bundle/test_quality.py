@@ -55,7 +55,9 @@ def test_a_good_bundle_has_no_warning(tiny_bundle: Bundle) -> None:
 
 def test_perfect_figures_of_a_few_images_are_a_warning(tiny_bundle: Bundle) -> None:
     (warning,) = quality_warnings(judged(tiny_bundle, images=FEWEST_IMAGES - 1))
-    assert warning.message.startswith("int8 and int8-cpu: compared with FP32 on no more than 28 ")
+    assert warning.message.startswith(
+        "int8 (for TensorRT) and int8-cpu: compared with FP32 on no more than 28 "
+    )
     assert 0.9**FEWEST_IMAGES < 0.05 < 0.9 ** (FEWEST_IMAGES - 1)
     several = with_quality(judged(tiny_bundle, images=1), images=400)
     (warning,) = quality_warnings(several)
