@@ -78,9 +78,12 @@ def next_step(result: Verification, bundle: str) -> str:
             "machines do, verify with more labelled images"
         )
     wait = f"verify with more labelled images before you use {names}"
-    if any(line.precision.value == "fp32" for line in undecided):
+    # FP32 on one backend is what all others are compared with; it may be undecided on another one.
+    baseline = [line for line in result.results if line.verdict.value == "reproduced"]
+    if not baseline:
         return wait
-    return f"{wait}; until then: resdeploy serve {bundle} --precision fp32"
+    use = f"--backend {baseline[0].backend} --precision fp32"
+    return f"{wait}; until then: resdeploy serve {bundle} {use}"
 
 
 def _names(lines: Sequence[ArtifactResult]) -> str:

@@ -171,7 +171,7 @@ def test_the_other_commands_run() -> None:
 
 def test_the_examples_of_an_onnx_file_state_the_whole_pre_processing() -> None:
     """Without it, a warning about assumptions stays in the bundle."""
-    exports = [command for command in COMMANDS if command.words[1:3] == ["export", "net.onnx"]]
+    exports = [command for command in COMMANDS if command.words[1:3] == ("export", "net.onnx")]
     examples = [command for command in exports if "--mean" in command.words]
     assert {command.place.partition(":")[0] for command in examples} == {
         "README.md", "own-classifier.md",

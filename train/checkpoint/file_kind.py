@@ -72,7 +72,9 @@ def refuse_missing(path: Path) -> None:
 
 
 def _may_be_weights(path: Path) -> bool:
-    return path.is_dir() or path.suffix in (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
+    if path.is_dir():  # of a run, or of Hugging Face
+        return any((path / name).exists() for name in ("model.json", "config.json"))
+    return path.suffix in (".bin", ".ckpt", ".onnx", ".pt", ".pth", ".safetensors")
 
 
 def describe_foreign_file(path: Path) -> str | None:

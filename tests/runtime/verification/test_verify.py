@@ -264,7 +264,7 @@ def test_a_graph_that_serves_here_is_not_used_while_it_is_undecided(
     assert f"\nverdict: inconclusive for {names}, on " in verification_text(result)
     assert next_step(result, "x.bundle") == (
         f"verify with more labelled images before you use {names}; until then: resdeploy serve "
-        "x.bundle --precision fp32"
+        "x.bundle --backend onnxruntime-cpu --precision fp32"
     )
     fp32 = undecided(tiny_bundle, image_data, "fp32")
     assert next_step(fp32, "x.bundle") == "verify with more labelled images before you use fp32"
