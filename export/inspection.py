@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from resdeploy.export.inputs import load_network
+from resdeploy.export.norm_inputs import norms_with_statistics
 from resdeploy.export.source.graph_network import GraphNetwork
 from resdeploy.export.source.network import CheckpointNetwork, Network
 from resdeploy.export.source_preprocessing import choose_source_preprocessing
@@ -43,6 +44,8 @@ class CheckpointSummary:
     weights: Weights
     dtype: str
     """Type of the first convolution's weights in the file, such as `float16`."""
+    batch_norms_lack_statistics: bool
+    """True if all their means are 0 and all their variances 1, as before a training."""
     labels: tuple[str, ...] | None
     preprocessing: Preprocessing
     """Pre-processing that an export without options would use."""
@@ -68,8 +71,8 @@ class GraphSummary:
     input: str
     """Type, order and sizes of the input."""
     classes: int
-    parameters: int
-    """Number of values of the weights and other constants."""
+    constants: int
+    """Number of values of the weights and of the other constants."""
     operators: Mapping[str, int]
     """Number of nodes of each operator, the most frequent ones first."""
     preprocessing: Preprocessing
@@ -114,7 +117,7 @@ def _summarise_graph(network: GraphNetwork) -> GraphSummary:
         operator_set=next(e.version for e in model.opset_import if e.domain in ("", "ai.onnx")),
         input=f"{images} images, {order}, {'uint8' if taken.is_uint8 else 'float32'}",
         classes=network.classes,
-        parameters=sum(math.prod(tensor.dims) for tensor in model.graph.initializer),
+        constants=sum(math.prod(tensor.dims) for tensor in model.graph.initializer),
         operators=dict(Counter(node.op_type for node in model.graph.node).most_common()),
         preprocessing=choice.preprocessing,
         origins=choice.origins,
@@ -151,6 +154,7 @@ def _summarise_checkpoint(path: Path, source: CheckpointNetwork) -> CheckpointSu
         features=head.shape[1],
         weights=Weights(checkpoint.weights),
         dtype=checkpoint.dtype,
+        batch_norms_lack_statistics=not any(norms_with_statistics(checkpoint.network())),
         labels=checkpoint.labels,
         preprocessing=choice.preprocessing,
         origins=choice.origins,

@@ -134,8 +134,9 @@ def drop_wrong_guess(
         return check, source
     logger.warning(
         "the class folders are not taken as the network's classes: their order was a guess, and "
-        "the predictions are correct for %.1f %% of %s, no more than by chance (%.1f %%); if they "
-        "are its classes, name them like the labels, or by the numbers of the outputs",
+        "the predictions are correct for %.1f %% of %s, no more than by chance (%.1f %% if the "
+        "labels were shuffled); if they are its classes, name them like the labels, or by the "
+        "numbers of the outputs",
         100 * found.correct / found.images, plural(found.images, "image"),
         100 * found.chance / found.images,
     )  # fmt: skip
@@ -153,10 +154,7 @@ def label_warnings(
     if check is None or check.classes is None:
         return []
     try:
-        refuse_wrong_labels(
-            check.classes, check.predicted, source.labels, "the calibration images",
-            says_if_few=labels_are_used and not source.is_own,  # a run's come from these folders
-        )  # fmt: skip
+        refuse_wrong_labels(check.classes, check.predicted, source.labels, "the calibration images")
     except DataError as error:
         hint = error.hint or ""
         if source.is_own:

@@ -31,6 +31,9 @@ def inspect(network: Path) -> CommandResult:
 
     Exit code: 1 if the network cannot be exported; otherwise 0.
     """
+    from resdeploy.train.checkpoint.file_kind import refuse_missing
+
+    refuse_missing(network)  # before PyTorch is loaded, which takes seconds
     from resdeploy.export.inspection import CheckpointSummary, inspect_network
 
     result = inspect_network(network)
@@ -43,9 +46,9 @@ def graph_text(result: GraphSummary) -> str:
     """Return a line for each fact about a graph."""
     facts = [
         ("file", f"{result.kind}, operator set {result.operator_set}"),
-        ("input", result.input),
-        ("output", f"logits of {plural(result.classes, "class")}"),
-        ("network", f"{result.parameters:,} parameters; "
+        ("images", result.input),
+        ("output", f"logits of {plural(result.classes, 'class')}"),
+        ("network", f"{result.constants:,} weights and constants; "
                     + _first([f"{n} {o}" for o, n in result.operators.items()], SHOWN_OPERATORS)),
     ]  # fmt: skip
     return _text(facts, result)
@@ -54,6 +57,8 @@ def graph_text(result: GraphSummary) -> str:
 @result_text
 def summary_text(result: CheckpointSummary) -> str:
     """Return a line for each fact about a checkpoint."""
+    from resdeploy.bundle.batch_norm_shift import NO_STATISTICS
+
     network = result.architecture
     head = " -> ".join(map(str, [result.features, *network.hidden, network.classes]))
     facts = [
@@ -64,6 +69,7 @@ def summary_text(result: CheckpointSummary) -> str:
                    f"shortcuts {network.shortcut.value}"),
         ("stem", f"{network.stem.value}, {plural(network.input_channels, 'channel')}"),
         ("head", f"{network.pooling.value} pooling, linear {head}"),
+        ("batch norms", f"warning: {NO_STATISTICS}" * result.batch_norms_lack_statistics),
         ("labels", _first(result.labels or (), SHOWN_LABELS)
                    or f"none for {plural(network.classes, 'output')}"),
     ]  # fmt: skip
@@ -75,7 +81,7 @@ def _text(facts: Sequence[tuple[str, str]], result: CheckpointSummary | GraphSum
 
     missing = [f"{name.replace('_', ' ')} ({flag})" for name, flag in result.missing.items()]
     common = [
-        ("pictures", describe_choice(result.preprocessing, result.origins)),
+        ("input", describe_choice(result.preprocessing, result.origins)),
         ("not stated", ", ".join(missing)),
         *(("note", note) for note in result.notes),
     ]
