@@ -27,6 +27,8 @@ from resdeploy.images.preprocessing_choice import ASSUMED, resize_for
 from resdeploy.label_check import check_labels, refuse_wrong_labels
 from resdeploy.statistics import IntArray
 from resdeploy.tables import plural
+from resdeploy.train.checkpoint.run import RunDocument
+from resdeploy.train.doubts import NO_BETTER, REMEDIES
 from resdeploy.train.model.resnet import Classifier
 
 logger = logging.getLogger(__name__)
@@ -121,6 +123,23 @@ def shift_warnings(check: NetworkCheck | None, source: Source) -> list[ExportWar
         hint = "train in more steps: more --epochs, more images or a smaller --batch-size; if the "
         hint += "images have changed since the training, train again"
     return [ExportWarning(message=f"{message}: {check.shift.figures}", hint=hint)]
+
+
+def training_warnings(run: RunDocument | None) -> list[ExportWarning]:
+    """Return a warning if the training of a run was no better than always predicting one class."""
+    metrics = run.metrics if run else None
+    accuracy = metrics.accuracy if metrics else None
+    baseline = metrics.baseline_accuracy if metrics else None
+    if metrics is None or accuracy is None or baseline is None or accuracy > baseline:
+        return []
+    images = plural(metrics.val_images, "validation image") if metrics.val_images else "images"
+    return [
+        ExportWarning(
+            message=f"the network is {NO_BETTER}: the training measured {accuracy:.2f} % on "
+            f"{images}, and {baseline:.2f} % is the accuracy of one class",
+            hint=f"train again: {REMEDIES}",
+        )
+    ]
 
 
 def drop_wrong_guess(

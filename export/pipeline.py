@@ -43,6 +43,7 @@ from resdeploy.export.network_check import (
     drop_wrong_guess,
     label_warnings,
     shift_warnings,
+    training_warnings,
 )
 from resdeploy.export.noise_analysis import analyse
 from resdeploy.export.options import check_int8_options
@@ -225,7 +226,8 @@ def export(
     shift = check.shift if check else None
     is_checkpoint = isinstance(source.network, CheckpointNetwork)
     lacks_statistics = is_checkpoint and check is not None and shift is None and not source.is_own
-    warnings = preprocessing_warnings(source.network, source.choice) + shift_warnings(check, source)
+    warnings = preprocessing_warnings(source.network, source.choice)
+    warnings += training_warnings(source.run) + shift_warnings(check, source)
     warnings += label_warnings(check, source, labels_are_used=config.int8)
     with progress("converting to ONNX", 0):
         model = classifier.to_onnx()

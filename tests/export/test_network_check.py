@@ -33,6 +33,7 @@ from resdeploy.export.network_check import (
     label_warnings,
     measure_shift,
     shift_warnings,
+    training_warnings,
 )  # fmt: skip
 from resdeploy.export.norm_inputs import LARGEST
 from resdeploy.export.pipeline import ExportConfig, export
@@ -45,6 +46,7 @@ from resdeploy.images.preprocessing import (
     UInt8Array,
 )
 from resdeploy.json_documents import jsonable, parse
+from resdeploy.train.checkpoint.run import RunDocument, RunMetrics
 from resdeploy.train.model.resnet import Classifier, ResNet
 from tests.samples import CLASSES, SIZE, TINY, fit_network, make_classifier, write_images
 
@@ -288,6 +290,33 @@ def test_a_run_that_learned_nothing_is_told_to_train_longer(
     with pytest.raises(DataError, match="no more than by chance") as caught:
         label_warnings(guessed, own, labels_are_used=True)
     assert ("more epochs" in (caught.value.hint or "")) is is_own
+
+
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        (RunMetrics(accuracy=25.0, baseline_accuracy=25.0, val_images=40), True),
+        (RunMetrics(accuracy=17.5, baseline_accuracy=25.0), True),
+        (RunMetrics(accuracy=90.0, baseline_accuracy=25.0, val_images=40), False),
+        (RunMetrics(), False),
+        (None, False),
+    ],
+)
+def test_a_run_that_is_no_better_than_one_class_is_a_warning(
+    metrics: RunMetrics | None, told: bool
+) -> None:
+    run = RunDocument(
+        architecture={},
+        preprocessing=Preprocessing(image_size=32),
+        labels=(),
+        data="photos",
+        metrics=metrics,
+    )
+    messages = [warning.message for warning in training_warnings(run)]
+    assert bool(messages) is told
+    assert training_warnings(None) == []
+    if metrics and metrics.val_images and told:
+        assert "25.00 % on 40 validation images, and 25.00 % is the accuracy of" in messages[0]
 
 
 @pytest.mark.parametrize("is_own", [False, True])
