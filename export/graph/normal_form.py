@@ -100,6 +100,10 @@ def with_normalisation(body: ir.Model, normalisation: ir.Model, *, flipped: bool
         if value.name in taken:
             value.name = f"{value.name}.body"
         graph.register_initializer(value)
+    for node in nodes:
+        if node.name in taken:  # a graph that resdeploy exported has a normalisation, too
+            node.name = f"{node.name}.body"
+            node.outputs[0].name = node.name
     graph.extend(nodes)
     graph.outputs[:] = outputs
     graph.name = body.graph.name

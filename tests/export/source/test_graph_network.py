@@ -12,6 +12,8 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+import resdeploy
+from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.graph_check import check_onnx
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.observer import observe
@@ -22,7 +24,7 @@ from resdeploy.export.graph.to_onnx import OPSET, to_bytes, with_outputs
 from resdeploy.export.quantization.calibrate import choose_ranges
 from resdeploy.export.source.graph_network import load_graph_network
 from resdeploy.images.preprocessing import Channels, Preprocessing
-from resdeploy.statistics import sqnr_db
+from resdeploy.statistics import Verdict, sqnr_db
 from tests.export.source.graphs import (
     CLASSES,
     SIDE,
@@ -364,3 +366,8 @@ def test_the_names_of_nodes_are_unique_and_the_same_twice(tmp_path: Path) -> Non
     assert len(set(names[0])) == len(names[0])
     assert to_bytes(graphs[0]) == to_bytes(graphs[1])
     assert onnx.load_from_string(to_bytes(graphs[0])).graph.name == "net"
+
+
+def test_a_graph_of_a_bundle_is_exported_again(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    resdeploy.export(tiny_bundle.path / "fp32.onnx", tmp_path / "again.bundle")
+    assert resdeploy.verify(tmp_path / "again.bundle").verdict is Verdict.REPRODUCED
