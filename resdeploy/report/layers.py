@@ -33,7 +33,9 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
     )[:NOISIEST]
     names = {layer.name for layer in noisiest}
     whole_ms = sum(times.ms.values()) if times else 0.0
-    shares = {name: percentage(100 * ms / whole_ms) for name, ms in times.ms.items()} if times else {}
+    shares = (
+        {name: percentage(100 * ms / whole_ms) for name, ms in times.ms.items()} if times else {}
+    )
     time_head = ["time"] if times else []
     float_head = ["in float in"] if any(layer.in_float for layer in analysis.layers) else []
     total = sum(layer.macs for layer in analysis.layers) or 1
