@@ -140,7 +140,6 @@ def _accuracy(result: Comparison) -> list[Table]:
             _bounds(line),
             percentage(line.first, 2),
             percentage(line.second, 2),
-            f"{line.images:,}",
             _images_to_decide(line),
         )
         for line in result.accuracy
@@ -148,12 +147,12 @@ def _accuracy(result: Comparison) -> list[Table]:
     metric = "top-1" if by_labels else "agreement"
     head = (
         "graph", "backend", "verdict", "drop", "95 % bounds", f"{metric}, first", "second",
-        "images", "images to decide",
+        "images to decide",
     )  # fmt: skip
     measured = "Top-1 accuracy" if by_labels else "Agreement with PyTorch"
     caption = (
-        f"{measured} of both bundles on the same images. The drop is in percentage points; the "
-        "true drop is not below the first bound, and not above the second, with 95 % confidence "
+        f"{measured} of both bundles on the same {result.accuracy[0].images:,} images. The drop "
+        "is in percentage points; the true drop is not below the first bound, and not above the second, with 95 % confidence "
         f"each. The verdict is {'pass' if by_labels else 'reproduced'} if both bounds are at most "
         f"{result.max_drop:g}, the limit; it is fail if both are above the limit, or if the drop "
         "is above the limit and both bounds are above 0; otherwise it is inconclusive. Images to "
