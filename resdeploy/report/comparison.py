@@ -152,8 +152,9 @@ def _accuracy(result: Comparison) -> list[Table]:
     measured = "Top-1 accuracy" if by_labels else "Agreement with PyTorch"
     caption = (
         f"{measured} of both bundles on the same {result.accuracy[0].images:,} images. The drop "
-        "is in percentage points; the true drop is not below the first bound, and not above the second, with 95 % confidence "
-        f"each. The verdict is {'pass' if by_labels else 'reproduced'} if both bounds are at most "
+        "is in percentage points; the true drop is not below the first bound, and not above the "
+        "second, with 95 % confidence each. "
+        f"The verdict is {'pass' if by_labels else 'reproduced'} if both bounds are at most "
         f"{result.max_drop:g}, the limit; it is fail if both are above the limit, or if the drop "
         "is above the limit and both bounds are above 0; otherwise it is inconclusive. Images to "
         "decide: an estimate, if predictions change as often as on these; none: the drop is about "

@@ -69,9 +69,9 @@ def recommendation(
     matching = [result for result in benchmarks if _same_bundle(result, verifications[0])]
     timings = matching[0].results if matching else ()
     pairs = {_pair(line): line for line in usable}
-    timed = [timing for timing in timings if _pair(timing) in pairs]
-    untimed = [pair for pair in pairs if pair not in map(_pair, timed)]
-    if not timed:
+    measured = [timing for timing in timings if _pair(timing) in pairs]
+    untimed = [pair for pair in pairs if pair not in map(_pair, measured)]
+    if not measured:
         sentence = f"Deploy one of these, which passed the verification: {joined(untimed)}."
         return Recommendation(f"{sentence} This command finds the fastest:", (bench,))
     if untimed:
@@ -79,7 +79,7 @@ def recommendation(
         return Recommendation(
             f"{times} {joined(untimed)}, which passed the verification:", (bench,)
         )
-    fastest = possibly_fastest(timed)
+    fastest = possibly_fastest(measured)
     best = min(fastest, key=lambda timing: _place(pairs[_pair(timing)]))
     reason = "the fastest" if len(fastest) == 1 else "not measurably slower than any other"
     serve = f"--backend {best.contender} --precision {best.precision}"
