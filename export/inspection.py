@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from resdeploy.export.norm_inputs import norms_with_statistics
 from resdeploy.export.source.network import CheckpointNetwork
 from resdeploy.export.source_preprocessing import choose_source_preprocessing
 from resdeploy.images.preprocessing import Preprocessing
@@ -39,6 +40,8 @@ class CheckpointSummary:
     weights: Weights
     dtype: str
     """Type of the first convolution's weights in the file, such as `float16`."""
+    batch_norms_lack_statistics: bool
+    """True if all their means are 0 and all their variances 1, as before a training."""
     labels: tuple[str, ...] | None
     preprocessing: Preprocessing
     """Pre-processing that an export without options would use."""
@@ -81,6 +84,7 @@ def inspect_checkpoint(path: Path, weights: Weights = Weights.AUTO) -> Checkpoin
         features=head.shape[1],
         weights=Weights(checkpoint.weights),
         dtype=checkpoint.dtype,
+        batch_norms_lack_statistics=not any(norms_with_statistics(checkpoint.network())),
         labels=checkpoint.labels,
         preprocessing=choice.preprocessing,
         origins=choice.origins,

@@ -27,6 +27,8 @@ from resdeploy.images.preprocessing_choice import ASSUMED, resize_for
 from resdeploy.label_check import check_labels, refuse_wrong_labels
 from resdeploy.statistics import IntArray
 from resdeploy.tables import plural
+from resdeploy.train.checkpoint.run import RunDocument
+from resdeploy.train.doubts import NO_BETTER, REMEDIES
 from resdeploy.train.model.resnet import Classifier
 
 logger = logging.getLogger(__name__)
@@ -123,6 +125,23 @@ def shift_warnings(check: NetworkCheck | None, source: Source) -> list[ExportWar
     return [ExportWarning(message=f"{message}: {check.shift.figures}", hint=hint)]
 
 
+def training_warnings(run: RunDocument | None) -> list[ExportWarning]:
+    """Return a warning if the training of a run was no better than always predicting one class."""
+    metrics = run.metrics if run else None
+    accuracy = metrics.accuracy if metrics else None
+    baseline = metrics.baseline_accuracy if metrics else None
+    if metrics is None or accuracy is None or baseline is None or accuracy > baseline:
+        return []
+    images = plural(metrics.val_images, "validation image") if metrics.val_images else "images"
+    return [
+        ExportWarning(
+            message=f"the network is {NO_BETTER}: the training measured {accuracy:.2f} % on "
+            f"{images}, and {baseline:.2f} % is the accuracy of one class",
+            hint=f"train again: {REMEDIES}",
+        )
+    ]
+
+
 def drop_wrong_guess(
     check: NetworkCheck | None, source: Source
 ) -> tuple[NetworkCheck | None, Source]:
@@ -134,8 +153,9 @@ def drop_wrong_guess(
         return check, source
     logger.warning(
         "the class folders are not taken as the network's classes: their order was a guess, and "
-        "the predictions are correct for %.1f %% of %s, no more than by chance (%.1f %%); if they "
-        "are its classes, name them like the labels, or by the numbers of the outputs",
+        "the predictions are correct for %.1f %% of %s, no more than by chance (%.1f %% if the "
+        "labels were shuffled); if they are its classes, name them like the labels, or by the "
+        "numbers of the outputs",
         100 * found.correct / found.images, plural(found.images, "image"),
         100 * found.chance / found.images,
     )  # fmt: skip
@@ -153,10 +173,7 @@ def label_warnings(
     if check is None or check.classes is None:
         return []
     try:
-        refuse_wrong_labels(
-            check.classes, check.predicted, source.labels, "the calibration images",
-            says_if_few=labels_are_used and not source.is_own,  # a run's come from these folders
-        )  # fmt: skip
+        refuse_wrong_labels(check.classes, check.predicted, source.labels, "the calibration images")
     except DataError as error:
         hint = error.hint or ""
         if source.is_own:

@@ -24,7 +24,6 @@ from resdeploy.bundle.manifest import (
     Parity,
 )
 from resdeploy.bundle.signature import check_key, sign_bundle
-from resdeploy.errors import ExportError
 from resdeploy.export.bundle_files import write_graphs, write_other_files
 from resdeploy.export.golden_images import choose_golden, make_golden, read_golden_images
 from resdeploy.export.graph.count_operations import work_of
@@ -44,8 +43,10 @@ from resdeploy.export.network_check import (
     drop_wrong_guess,
     label_warnings,
     shift_warnings,
+    training_warnings,
 )
 from resdeploy.export.noise_analysis import analyse
+from resdeploy.export.options import check_int8_options
 from resdeploy.export.quantization.calibrate import (
     calibrate,
     calibrators_named,
@@ -64,6 +65,7 @@ from resdeploy.export.source.network import CheckpointNetwork, Network
 from resdeploy.export.source_preprocessing import preprocessing_warnings, remedy_of
 from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
 from resdeploy.filesystem import new_directory, refuse_existing
+from resdeploy.images.class_mapping import default_labels
 from resdeploy.images.preprocessing import (
     ImageSize,
     Preprocessing,
@@ -151,6 +153,8 @@ class ExportResult:
     remedy: Remedy | None
     """Action against the noise of the worst INT8 graph; None without INT8."""
     batch_norms_lack_statistics: bool
+    labels_are_assumed: bool
+    """True if neither the source nor an option names the classes."""
     engines: tuple[BuildReport, ...]
     triton: TritonRepository | None
     seconds: float
@@ -172,7 +176,10 @@ def export(
     """
     start = time.perf_counter()
     target = AccuracyTarget(min_agreement=config.min_agreement, max_drop=config.max_drop)
-    _check_options(config, target)
+    check_int8_options(
+        int8=config.int8, dla=config.dla, min_agreement=config.min_agreement,
+        max_drop=config.max_drop, target_ms=config.target_ms,
+    )  # fmt: skip
     if config.engine:
         load_tensorrt(choose_flavour())  # fail before the work rather than at its end
     check_key(config.sign)
@@ -219,7 +226,8 @@ def export(
     shift = check.shift if check else None
     is_checkpoint = isinstance(source.network, CheckpointNetwork)
     lacks_statistics = is_checkpoint and check is not None and shift is None and not source.is_own
-    warnings = preprocessing_warnings(source.network, source.choice) + shift_warnings(check, source)
+    warnings = preprocessing_warnings(source.network, source.choice)
+    warnings += training_warnings(source.run) + shift_warnings(check, source)
     warnings += label_warnings(check, source, labels_are_used=config.int8)
     with progress("converting to ONNX", 0):
         model = classifier.to_onnx()
@@ -270,27 +278,11 @@ def export(
         batch_norm_shift=shift,
         remedy=analysis.remedy if analysis else None,
         batch_norms_lack_statistics=lacks_statistics,
+        labels_are_assumed=source.labels == default_labels(len(source.labels)),
         engines=engines,
         triton=triton,
         seconds=time.perf_counter() - start,
     )
-
-
-def _check_options(config: ExportConfig, target: AccuracyTarget) -> None:
-    if config.target_ms is not None and target.is_set:
-        raise ExportError(
-            "--target-ms cannot be combined with --min-agreement or --max-drop",
-            "leave out --target-ms or the other two",
-        )
-    needs_int8 = {
-        "--min-agreement": config.min_agreement is not None,
-        "--max-drop": config.max_drop is not None,
-        "--target-ms": config.target_ms is not None,
-        "--dla": config.dla,
-    }
-    for option, used in needs_int8.items():
-        if used and not config.int8:
-            raise ExportError(f"{option} applies only to INT8 graphs", "add --int8")
 
 
 def _has_target(config: ExportConfig) -> bool:

@@ -96,7 +96,6 @@ def refuse_wrong_labels(
     source: object,
     *,
     only_order: bool = False,
-    says_if_few: bool = True,
 ) -> None:
     """Check the labels of images that `source` names; warn if the images are too few.
 
@@ -125,16 +124,17 @@ def refuse_wrong_labels(
     if check.no_better_than_chance:
         raise DataError(
             f"the predictions on {source} are correct for {share} of {check.images:,} images, no "
-            f"more than by chance ({chance} if labels and predictions were independent)",
+            f"more than by chance ({chance} if the labels were shuffled)",
             "check that the labels are in the order of the network's classes, that image size, "
             "mean and std are those of the training, and that the weights are trained",
         )
-    if says_if_few and not check.better_than_chance:
+    if not check.better_than_chance:
         present = len(np.unique(labels))
         of_classes = f" of {present} of the {len(names)} classes" if present < len(names) else ""
         logger.warning(
-            "%s%s are too few to tell whether the labels of %s are right: the predictions are "
-            "correct for %s of them, and %s are expected by chance",
+            "%s%s are too few to tell whether the labels of %s are right and the network is "
+            "trained: the predictions are correct for %s of them, and for %s if the labels were "
+            "shuffled",
             plural(check.images, "image"), of_classes, source, share, chance,
         )  # fmt: skip
 

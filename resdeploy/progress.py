@@ -43,22 +43,31 @@ class _Stage:
     what: str
     total: int
     begin: float
+    advanced: float = 0.0
+    """Time of the last call of `advance`."""
     done: int = 0
     shown: bool = False
+    uneven: bool = False
+    """True if a part of the work has a stage of its own, so that other parts take less time."""
 
-    def advance(self, done: int) -> None:
-        self.done = min(self.total, self.done + done)
+    def advance(self, done: int, now: float) -> None:
+        self.done, self.advanced = min(self.total, self.done + done), now
 
     def status(self, now: float) -> str:
         """Return the finished share, the rate and the time left; or how long it has worked."""
-        seconds = now - self.begin
         if not self.total:
-            return f"working for {seconds:.0f} s"
+            return f"working for {now - self.begin:.0f} s"
         text = f"{100 * self.done // self.total} % ({self.done} of {self.total})"
-        if self.done and seconds > 0:
-            rate, left = self.done / seconds, seconds * (self.total - self.done) / self.done
-            text += f", {rate:.{0 if rate >= 100 else 1}f}/s, {left:.0f} s left"
+        seconds = self.advanced - self.begin  # without the unfinished item, which would seem slow
+        if self.done and seconds > 0 and not self.uneven:
+            rate = self.done / seconds
+            each = f"{1 / rate:.0f} s each" if rate < 0.2 else f"{rate:.{_digits(rate)}f}/s"
+            text += f", {each}, {max(0.0, self.begin + self.total / rate - now):.0f} s left"
         return text
+
+
+def _digits(rate: float) -> int:
+    return 0 if rate >= 100 else 1
 
 
 class ProgressDisplay:
@@ -88,6 +97,8 @@ class ProgressDisplay:
         """Show a stage inside the context; it is complete if the context ends without an error."""
         stage = _Stage(what, max(total, 0), self._clock())
         with self._lock:
+            for outer in self._stages:
+                outer.uneven = outer.uneven or bool(stage.total)
             self._stages.append(stage)
             if len(self._stages) == 1:
                 self._last_line = stage.begin
@@ -95,7 +106,7 @@ class ProgressDisplay:
                     self._ticking = True
                     threading.Thread(target=self._tick_until_done, daemon=True).start()
         try:
-            yield stage.advance
+            yield lambda done: stage.advance(done, self._clock())
         except BaseException:
             self._end(stage, f"stopped: {stage.status(self._clock())}")
             raise

@@ -14,10 +14,9 @@ FEW_IMAGES, FEW_IMAGES_WITH_INIT = 100, 10
 FEW_STEPS = 100  # batch norm's running statistics are averages over 10 steps
 FEW_VAL_IMAGES = 50  # the 95 % confidence interval of an accuracy of 90 % is 17 points wide
 
-NOTHING_LEARNED = (
-    "the network is no better than always predicting one class; use more --epochs, more images, or "
-    "--init with trained weights"
-)
+NO_BETTER = "no better than always predicting one class"
+REMEDIES = "use more --epochs, more images, or --init with trained weights"
+NOTHING_LEARNED = f"the network is {NO_BETTER}; {REMEDIES}"
 
 
 def chance_doubt(accuracy: float, images: int, baseline: float) -> str | None:

@@ -97,7 +97,7 @@ def find_float_layers(
         for layer in layers_of(context.model, recipe.encoding)
         if not layer.nodes <= recipe.in_float
     ]
-    with context.progress("searching", len(layers) + 8) as advance:
+    with context.progress("searching layers to keep in float", len(layers) + 8) as advance:
         evaluator = MixedPrecisionEvaluator(context, recipe, advance)
         chosen = evaluator.evaluate_all_int8()
         in_float: list[Layer] = []

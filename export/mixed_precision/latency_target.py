@@ -28,7 +28,7 @@ def meet_latency_target(
     """
     recipe = calibration.recipes[Encoding.CPU]
     layers = layers_of(context.model, Encoding.CPU)
-    with context.progress("searching", len(layers) + 8) as advance:
+    with context.progress("searching layers to keep in float", len(layers) + 8) as advance:
         evaluator = MixedPrecisionEvaluator(context, recipe, advance)
         latencies: dict[frozenset[str], float] = {}
 

@@ -10,11 +10,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from resdeploy.bundle.analysis import ENOUGH_AGREEMENT, ENOUGH_SQNR_DB, FloatMixture, Remedy
+from resdeploy.bundle.analysis import FloatMixture, Remedy
 from resdeploy.bundle.calibration_record import CalibrationRecord
 from resdeploy.bundle.golden import Golden
 from resdeploy.bundle.manifest import Artifact, Encoding, Parity, Quality
-from resdeploy.bundle.quality import QualityLimits, export_figures, is_below
+from resdeploy.bundle.quality import (
+    ENOUGH_AGREEMENT,
+    ENOUGH_SQNR_DB,
+    MIN_AGREEMENT,
+    QualityLimits,
+    export_figures,
+    is_below,
+)
 from resdeploy.export.graph.float_layers import Layer, conv_share, layers_of, nodes_of
 from resdeploy.export.graph.qdq import Weights
 from resdeploy.export.mixed_precision.tradeoff import Stopwatch, measure_ms
@@ -30,7 +37,6 @@ DEFAULT_IMAGES = 512  # of --calibration-images
 SECONDS = 60.0
 LATENCY_ROUNDS = 5  # of 0.3 s for each of two graphs, in turns: the load of the machine changes
 ENOUGH = QualityLimits(agreement=ENOUGH_AGREEMENT, sqnr_db=ENOUGH_SQNR_DB)
-MIN_AGREEMENT = f"--min-agreement {ENOUGH_AGREEMENT:g}"
 MORE_IMAGES = "--calibration-data FOLDER_WITH_MORE_IMAGES"
 NO_INT8_SHORTCUTS = "no --int8-shortcuts"
 QAT = "train --qat"

@@ -58,7 +58,7 @@ def trade_off_points(
     }
     latest = [mixture.nodes for mixture in mixtures[-MAX_TIMED:]]  # most similar to the chosen one
     wanted = {frozenset[str](), recipe.in_float, *latest} - latencies.keys()
-    with progress("timing", 1 + len(wanted)) as advance:
+    with progress("timing graphs", 1 + len(wanted)) as advance:
         for nodes in wanted:
             quantised = replace(recipe, in_float=nodes).apply(model)
             latencies[nodes] = stopwatch(quantised, Encoding.CPU, image)

@@ -354,7 +354,7 @@ class _Search:
             f"trained{few}: none of {plural(len(self._scorer.scores), 'candidate')} of "
             f"{', '.join(map(str, sizes))} pixels is better than chance; the best one is correct "
             f"for {100 * found.correct / found.images:.1f} % of {plural(found.images, 'image')}, "
-            f"and {100 * found.chance / found.images:.1f} % are expected by chance",
+            f"and for {100 * found.chance / found.images:.1f} % if the labels were shuffled",
             "give the names of the network's classes in its order with --labels FILE, or "
             + (
                 "use images in a folder without sub-folders, which the batch norms judge"

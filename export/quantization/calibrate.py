@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -36,6 +38,9 @@ from resdeploy.export.source.network import CheckpointNetwork
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Advance, Progress
 from resdeploy.statistics import agreement_percent, sqnr_db
+from resdeploy.tables import plural
+
+logger = logging.getLogger(__name__)
 
 # The ranges of a fold then come from 80 % of the images, so they are little worse than those of the
 # bundle. Source: Kohavi, "A study of cross-validation and bootstrap for accuracy estimation and
@@ -44,6 +49,7 @@ FOLDS = 5
 EQUALIZING_IMAGES = 128  # more of the calibration images change the factors little
 ENCODINGS = (Encoding.TENSORRT, Encoding.CPU)
 LEARNED = "learned"
+LONG_SECONDS = 60.0  # of a step from which on a user is told what shortens it
 
 
 def calibrate(
@@ -326,8 +332,9 @@ def _score(
     # saturate would cost more than ranges differ. So here they may saturate, without such kernels.
     weights = integer_weights(model, Encoding.TENSORRT)
     backends = {encoding: encoding for encoding in Encoding} | {Encoding.CPU: Encoding.FLOAT}
-    scores = []
-    with progress("scoring", len(recipes)) as advance:
+    scores, rules = list[Score](), len({recipe.calibrator for recipe in recipes})
+    start = time.monotonic()
+    with progress(f"comparing {rules} rules for the INT8 ranges", len(recipes)) as advance:
         for recipe in recipes:
             quantised = recipe.apply(model, half=False, weights=weights)
             logits = run_graph(quantised, backends[recipe.encoding], images)
@@ -342,7 +349,20 @@ def _score(
                 )
             )
             advance(1)
+            if len(scores) == 1:
+                _announce(rules, len(images), (time.monotonic() - start) * len(recipes))
     return tuple(scores)
+
+
+def _announce(rules: int, images: int, seconds: float) -> None:
+    """Log how long a comparison of rules takes if that is long, and what shortens an export."""
+    if seconds >= LONG_SECONDS:
+        logger.info(
+            "comparing %d rules for the INT8 ranges on %s takes about %s; for a shorter export, "
+            "stop it, and add --calibrator image (3 rules) or max (1 rule), fewer "
+            "--calibration-images or a smaller --search-seconds",
+            rules, plural(images, "image"), plural(round(seconds / 60), "minute"),
+        )  # fmt: skip
 
 
 def _best_calibrator(

@@ -104,7 +104,7 @@ def compensated_weights(
     weights, biases = dict[str, QuantizedWeight](), dict[str, Float32Array]()
     costs = np.cumsum([layer_cost(node, len(images)) for node in layers.values()])
     percent = [0, *(100 * costs // costs[-1]).tolist()] if layers else []
-    with progress("rounding weights", 100) as advance:
+    with progress("rounding the INT8 weights", 100) as advance:
         for index, (layer, node) in enumerate(layers.items()):
             edge, quantised = inputs[layer], model.clone()
             insert_qdq(

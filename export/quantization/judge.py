@@ -85,7 +85,7 @@ def judge(
     reference: list[Float32Array] = []
     logits: dict[Encoding, list[Float32Array]] = {encoding: [] for encoding in calibration.recipes}
     recipes: Mapping[Encoding, QuantizationRecipe]
-    with progress("judging", len(groups) * (1 + len(logits))) as advance:
+    with progress("judging the INT8 graphs", len(groups) * (1 + len(logits))) as advance:
         for index, group in enumerate(groups):
             began, kind = clock(), type(group)
             if kind in slowest and began + slowest[kind] > start + seconds:

@@ -68,7 +68,7 @@ def explain_tensors(
     reference = run(())
     total = sqnr_db(reference, run(sites))
     layers = []
-    with progress("explaining", len(tensors)) as advance:
+    with progress("measuring the noise of each tensor", len(tensors)) as advance:
         for tensor in tensors:
             own = {site for site in sites if site.tensor == tensor}
             chosen = recipe.ranges.get(tensor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from resdeploy.bundle.bundle import CALIBRATION, Bundle
-from resdeploy.bundle.manifest import Encoding, Precision, QualityOrigin, graph_name
+from resdeploy.bundle.manifest import Encoding, Precision, QualityOrigin, graph_name, with_use
 from resdeploy.bundle.quality import judged_images
 from resdeploy.json_documents import decode
 from resdeploy.statistics import Verdict
@@ -184,7 +184,7 @@ def explain_calibrator(name: str) -> str:
 
 def float_layers_sentence(chosen: FloatLayers) -> str:
     """Return a sentence that names the layers in float and the agreement with FP32."""
-    graph = graph_name(Precision.INT8, chosen.encoding)
+    graph = with_use(graph_name(Precision.INT8, chosen.encoding), chosen.encoding)
     agreement = (
         f"on the {plural(chosen.images, 'image')} of the search, its agreement with FP32 is "
         f"{chosen.agreement:.2f} %"
@@ -202,7 +202,7 @@ def float_layers_sentence(chosen: FloatLayers) -> str:
 
 def target_sentence(result: TargetResult) -> str:
     """Return a sentence with the verdict about a target, the figure and its bound."""
-    graph = graph_name(Precision.INT8, result.encoding)
+    graph = with_use(graph_name(Precision.INT8, result.encoding), result.encoding)
     word = {Verdict.PASS: "held", Verdict.FAIL: "missed"}.get(result.verdict, "undecided")
     if result.origin is None:
         return (

@@ -48,6 +48,12 @@ def graph_name(precision: str, encoding: Encoding) -> str:
     return f"{value}-{encoding.value}" if encoding in (Encoding.CPU, Encoding.DLA) else value
 
 
+def with_use(graph: str, encoding: Encoding) -> str:
+    """Return the name of a graph, followed by its target unless every machine can use it."""
+    targets = {Encoding.TENSORRT: "TensorRT", Encoding.DLA: "a DLA"}
+    return f"{graph} (for {targets[encoding]})" if encoding in targets else graph
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
     """A comparison of an artifact's logits with the golden logits, which are FP32."""

@@ -14,6 +14,7 @@ from resdeploy.bundle.manifest import (
     Precision,
     Quality,
     QualityOrigin,
+    with_use,
 )
 from resdeploy.tables import joined, plural
 
@@ -37,6 +38,11 @@ LIMITS = {
     Precision.FP16: QualityLimits(agreement=99.5, sqnr_db=50.0),
     Precision.INT8: QualityLimits(agreement=98.0, sqnr_db=20.0),
 }
+# Remedies aim higher than the limits of the warnings. At 30 dB, about 98.5 % of 5,000 CIFAR-10
+# images kept their class in ResNet-34, and at 32 dB 98.9 % (measured 2026-11-23). A few dozen
+# golden images cannot show 99 %, so the SQNR counts, too.
+ENOUGH_AGREEMENT, ENOUGH_SQNR_DB = 99.0, 30.0
+MIN_AGREEMENT = f"--min-agreement {ENOUGH_AGREEMENT:g}"
 # Fewer images may all agree, with a probability above 5 %, although one prediction in ten changes.
 FEWEST_IMAGES = 29
 _TARGETS = {
@@ -64,7 +70,7 @@ def quality_warnings(manifest: Manifest) -> list[ExportWarning]:
     alternative = _alternative(manifest, doubts)
     return _few_images(manifest) + [
         ExportWarning(
-            message=f"{artifact.name} {doubts[artifact.name]}",
+            message=f"{with_use(artifact.name, artifact.encoding)} {doubts[artifact.name]}",
             hint=_remedy(artifact, manifest) + alternative,
             artifacts=(artifact.name,),
         )
@@ -162,20 +168,21 @@ def _changed(found: Parity | Quality) -> int:
 def _few_images(manifest: Manifest) -> list[ExportWarning]:
     """Return a warning if the INT8 graphs were compared on too few images to be judged."""
     most = {
-        artifact.name: max(found.images for found in export_figures(artifact))
+        artifact: max(found.images for found in export_figures(artifact))
         for artifact in manifest.artifacts
         if artifact.precision is Precision.INT8
     }
-    few = [name for name, images in most.items() if images < FEWEST_IMAGES]
+    few = [artifact for artifact, images in most.items() if images < FEWEST_IMAGES]
     if not few:
         return []
-    count = plural(max(most[name] for name in few), "image")
+    count = plural(max(most[artifact] for artifact in few), "image")
+    names = joined([with_use(artifact.name, artifact.encoding) for artifact in few])
     return [
         ExportWarning(
-            message=f"{' and '.join(few)}: compared with FP32 on no more than {count}, too few to "
+            message=f"{names}: compared with FP32 on no more than {count}, too few to "
             "show that the predictions agree",
             hint=f"use at least {4 * FEWEST_IMAGES} images, better 600: --calibration-data",
-            artifacts=tuple(few),
+            artifacts=tuple(artifact.name for artifact in few),
         )
     ]
 
@@ -205,7 +212,7 @@ def _remedy(artifact: Artifact, manifest: Manifest) -> str:
         f"(now {calibration.get('images', 0)}) with --calibration-data"
     ]
     if artifact.encoding is not Encoding.DLA:  # which no option keeps layers in float for
-        actions.append("keep sensitive layers in float with --min-agreement 98")
+        actions.append(f"keep sensitive layers in float with {MIN_AGREEMENT}")
     if "learned" not in calibration.get("method", {}).values() and not manifest.is_graph:
         actions.append("train with --qat")
     return ", or ".join(actions)

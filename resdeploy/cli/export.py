@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -74,8 +74,8 @@ if TYPE_CHECKING:
     "--calibrator",
     type=Choice(["auto", "max", "image", "percentile", "entropy", "mse"]),
     default="auto",
-    help="Method that chooses the quantisation ranges; auto: try all, and keep the best one on "
-    "further images.",
+    help="Rule that chooses the INT8 ranges; auto: compare 9 rules on further images, and keep the "
+    "best one; image: compare 3.",
 )
 @option(
     "--int8-shortcuts",
@@ -104,8 +104,8 @@ if TYPE_CHECKING:
     "--search-seconds",
     type=FiniteRange(1, LONGEST_SECONDS),
     default=600.0,
-    help="Longest duration of the search for layers to keep in float, and of the check of its "
-    "result, in seconds.",
+    help="Longest duration of the search for layers to keep in float, and of the judgement of the "
+    "INT8 graphs, in seconds.",
 )
 @option("--engine", is_flag=True, help="Also build TensorRT engines for this machine.")
 @option(
@@ -149,7 +149,9 @@ def export(
     folder), fastai or Lightning save them, or a classifier of any architecture in an .onnx file;
     the default is runs/latest. The bundle also holds golden images (inputs with the logits of
     PyTorch, or of the .onnx file) to verify the graphs anywhere. Options of the pre-processing
-    without a default take what SOURCE states, or else the usual value.
+    without a default take what SOURCE states, or else the usual value. With --int8 and large
+    images, an export takes minutes: --calibrator image or max, fewer --calibration-images and a
+    smaller --search-seconds shorten it.
 
     Exit code with a target: 0 if it was reached, 1 if it was missed, 3 if too few images decide;
     the bundle is written in each case.
@@ -180,6 +182,7 @@ def export(
         reject_options({*settings, "output", "seed", "sign"}, reason)
         written = write_repository(bundle, triton, force=force)
         return CommandResult(written, repository_text(written), warnings=bundle.manifest.warnings)
+    refuse_arguments(source, output, golden_data, settings, force=force)
     with progress_bar("loading PyTorch", 0):
         from resdeploy.export.pipeline import ExportConfig
         from resdeploy.export.pipeline import export as run_export
@@ -191,6 +194,28 @@ def export(
     result = run_export(ExportConfig(**settings), force=force, progress=progress_bar)
     exit = exit_code(result.verdict) if result.verdict else ExitCode.OK
     return CommandResult(result, export_text(result), exit)
+
+
+def refuse_arguments(
+    source: Path, output: Path | None, golden_data: Path | None, settings: Mapping[str, Any], *,
+    force: bool,
+) -> None:  # fmt: skip
+    """Check what needs no PyTorch, which takes seconds to load; the export repeats it."""
+    from resdeploy.bundle.manifest import MANIFEST
+    from resdeploy.export.options import check_int8_options
+    from resdeploy.filesystem import refuse_existing
+    from resdeploy.images.folder import require_folder
+    from resdeploy.train.checkpoint.file_kind import refuse_missing
+
+    names = ("int8", "dla", "min_agreement", "max_drop", "target_ms")
+    check_int8_options(**{name: settings[name] for name in names})
+    if output is not None:
+        refuse_existing(output, force=force, marker=MANIFEST)
+    if not source.is_symlink() and str(source) != "runs/latest":
+        refuse_missing(source)
+    for folder in (settings["calibration_data"], golden_data):
+        if folder is not None:
+            require_folder(folder)
 
 
 @result_text
@@ -207,6 +232,11 @@ def export_text(result: ExportResult) -> str:
         f"wrote {result.bundle} in {result.seconds:.0f} s",
         comparison_line(result.golden),
     ]
+    if result.labels_are_assumed:
+        lines.append(
+            "the source has no class names, so predictions show 'class 0' and so on; name the "
+            "classes with --labels FILE, one per line, in the order of the outputs"
+        )
     lines += [repository_text(result.triton)] if result.triton else []
     shown = quote(str(result.bundle))
     return "\n".join([*lines, f"next: resdeploy verify {shown}; resdeploy serve {shown}"])
@@ -226,13 +256,20 @@ def remedy_line(remedy: Remedy | None, bundle: Path) -> list[str]:
 def golden_text(result: GoldenReplacement) -> str:
     """Return a table with a row per graph, warnings, and the new golden images."""
     lines = [parity_table(result.artifacts), *warning_lines(result.warnings)]
-    return "\n".join([*lines, f"wrote {result.bundle}", comparison_line(result.golden)])
+    note = (
+        "the reference of every graph is now fp32.onnx, because the bundle does not hold the "
+        "network that was exported; export it again with --golden-data to compare with that"
+    )
+    return "\n".join([*lines, f"wrote {result.bundle}", comparison_line(result.golden), note])
 
 
 def comparison_line(golden: GoldenRecord) -> str:
     """Return what the graphs were compared with, and how to take real images."""
     remedy = "; take real ones with --golden-data" if golden.kind == "synthetic" else ""
-    return f"compared with {golden.reference_name} on {golden.described}{remedy}"
+    return (
+        f"compared with {golden.reference_name} on {golden.described}{remedy}; logit error: the "
+        "largest difference of a logit"
+    )
 
 
 def parity_table(artifacts: Sequence[Artifact]) -> str:

@@ -27,6 +27,9 @@ def inspect(checkpoint: Path) -> CommandResult:
 
     Exit code: 1 if the checkpoint cannot be exported; otherwise 0.
     """
+    from resdeploy.train.checkpoint.file_kind import refuse_missing
+
+    refuse_missing(checkpoint)  # before PyTorch is loaded, which takes seconds
     from resdeploy.export.inspection import inspect_checkpoint
 
     result = inspect_checkpoint(checkpoint)
@@ -36,8 +39,10 @@ def inspect(checkpoint: Path) -> CommandResult:
 @result_text
 def summary_text(result: CheckpointSummary) -> str:
     """Return a line for each fact about a checkpoint."""
+    from resdeploy.bundle.batch_norm_shift import NO_STATISTICS
     from resdeploy.images.preprocessing_choice import describe_choice
 
+    norms = f"warning: {NO_STATISTICS}" if result.batch_norms_lack_statistics else ""
     network, labels = result.architecture, result.labels or ()
     more = len(labels) - SHOWN_LABELS
     shown = ", ".join(labels[:SHOWN_LABELS]) + (f" and {more} more" if more > 0 else "")
@@ -51,6 +56,7 @@ def summary_text(result: CheckpointSummary) -> str:
                    f"shortcuts {network.shortcut.value}"),
         ("stem", f"{network.stem.value}, {plural(network.input_channels, 'channel')}"),
         ("head", f"{network.pooling.value} pooling, linear {head}"),
+        ("batch norms", norms),
         ("labels", shown or f"none for {plural(network.classes, 'output')}"),
         ("input", describe_choice(result.preprocessing, result.origins)),
         ("not stated", ", ".join(missing)),

@@ -68,16 +68,20 @@ def preprocess(
     Exit code: 0 if it was found, 3 if that is undecided.
     """
     from resdeploy.filesystem import refuse_existing_file
+    from resdeploy.images.folder import require_folder
     from resdeploy.json_documents import write_document
     from resdeploy.progress import progress_bar
+    from resdeploy.train.checkpoint.file_kind import refuse_missing
 
+    refuse_missing(checkpoint)
+    require_folder(data)
+    if output is not None:
+        refuse_existing_file(output, force=force)
     with progress_bar("loading PyTorch", 0):
         from resdeploy.export.inputs import read_source
         from resdeploy.export.preprocessing_search.search import find_preprocessing
         from resdeploy.train.checkpoint.contents import Weights
 
-    if output is not None:
-        refuse_existing_file(output, force=force)
     source = read_source(checkpoint, labels=labels, weights=Weights(weights))
     result = find_preprocessing(
         source.checkpoint, source.labels, data, sizes=sizes, images=images,

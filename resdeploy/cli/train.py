@@ -15,7 +15,7 @@ from resdeploy.cli.options.console import PATH, CommandResult, command, reject_o
 from resdeploy.cli.options.preprocessing import preprocessing_options, take_settings
 from resdeploy.images.formats import unread_lines
 from resdeploy.tables import plural
-from resdeploy.train.config import CROPS, SCHEDULES
+from resdeploy.train.config import CROPS, DIGITS, SCHEDULES
 from resdeploy.train.model.architecture import ARCHITECTURES, Shortcut, Stem
 from resdeploy.train.recipes import RECIPES
 
@@ -182,8 +182,14 @@ def train(
     which a fifth of each validates. The network of the best epoch is saved. Options without a
     default take the value of the recipe. Under torchrun, all processes train one network together.
     """
+    from resdeploy.images.class_folders import require_data
     from resdeploy.progress import progress_bar
+    from resdeploy.train.checkpoint.file_kind import refuse_missing
 
+    if resume is None and settings["data"] not in (None, DIGITS):
+        require_data(Path(settings["data"]))
+    if resume is None and settings["init"] not in (None, "none"):
+        refuse_missing(Path(settings["init"]))
     with progress_bar("loading PyTorch", 0):
         from resdeploy.train import trainer
         from resdeploy.train.defaults import choose_run
@@ -219,12 +225,13 @@ def train(
 
 @result_text
 def training_text(result: TrainingResult) -> str:
-    from resdeploy.train.doubts import chance_doubt
+    from resdeploy.train.doubts import NO_BETTER, REMEDIES, chance_doubt
+    from resdeploy.train.run.folder import REPORT
 
     chosen = ", which also chose the epoch" if result.epochs > 1 else ""
     lines = [
         f"{result.run}: top-1 accuracy {result.accuracy:.2f} % after "
-        f"{plural(result.epochs, 'epoch')} ({result.images_per_second:.0f} images/s)",
+        f"{plural(result.epochs, 'epoch')} (median {result.images_per_second:.0f} images/s)",
         f"measured on {plural(result.val_images, 'validation image')}{chosen}; "
         f"always predicting the most frequent class gives {result.baseline_accuracy:.2f} %",
     ]
@@ -237,6 +244,10 @@ def training_text(result: TrainingResult) -> str:
     lines += unread_lines(result.unreadable, result.passed_over)
     doubt = chance_doubt(result.accuracy, result.val_images, result.baseline_accuracy)
     lines += [doubt] if doubt else []
+    report = result.run / REPORT
+    lines.append(f"report: {report}")
     if result.accuracy > result.baseline_accuracy:
         lines.append(f"next: resdeploy export {quote(str(result.run))} --fp16 --int8")
+    else:
+        lines.append(f"next: train again, because the network is {NO_BETTER}; {REMEDIES}")
     return "\n".join(lines)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from click import argument, option
 
-from resdeploy.bundle.manifest import graph_name
+from resdeploy.bundle.manifest import graph_name, with_use
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.options.common import BACKEND, ISSUER, PRECISION, THREADS, FiniteRange
 from resdeploy.cli.options.console import PATH, CommandResult, command, exit_code, result_text
 from resdeploy.images.formats import unread_lines
 from resdeploy.readable_text import readable
-from resdeploy.tables import plural, signed, table
+from resdeploy.tables import joined, plural, signed, table
 
 if TYPE_CHECKING:
-    from resdeploy.result_files.verification import Verification
+    from resdeploy.result_files.verification import ArtifactResult, Verification
 
 
 @command
@@ -61,10 +62,34 @@ def verify(bundle: Path, signer: str | None, issuer: str | None, **settings: Any
     result = run_verify(opened, progress=progress_bar, **settings)
     text = verification_text(result)
     if result.verdict.value != "fail":
-        serve = f"resdeploy serve {readable(quote(str(bundle)))}"
-        more = "verify with more labelled images; or take the risk: "
-        text += f"\nnext: {more if result.verdict.value == 'inconclusive' else ''}{serve}"
+        text += f"\nnext: {next_step(result, readable(quote(str(bundle))))}"
     return CommandResult(result, text, exit_code(result.verdict))
+
+
+def next_step(result: Verification, bundle: str) -> str:
+    """Return the command after a verification that did not fail, and what it must not use yet."""
+    undecided = [line for line in result.results if line.verdict.value == "inconclusive"]
+    if not undecided:
+        return f"resdeploy serve {bundle}"
+    names = _names(undecided)
+    if all(line.is_emulated for line in undecided):
+        return (
+            f"resdeploy serve {bundle}, which does not use {names} on this machine; before other "
+            "machines do, verify with more labelled images"
+        )
+    wait = f"verify with more labelled images before you use {names}"
+    # FP32 on one backend is what all others are compared with; it may be undecided on another one.
+    baseline = [line for line in result.results if line.verdict.value == "reproduced"]
+    if not baseline:
+        return wait
+    use = f"--backend {baseline[0].backend} --precision fp32"
+    return f"{wait}; until then: resdeploy serve {bundle} {use}"
+
+
+def _names(lines: Sequence[ArtifactResult]) -> str:
+    """Return the names of the graphs, each once, with the target of those for one."""
+    names = (with_use(graph_name(line.precision, line.encoding), line.encoding) for line in lines)
+    return joined([*dict.fromkeys(names)])
 
 
 @result_text
@@ -111,6 +136,8 @@ def verification_text(result: Verification) -> str:
             "these, so the accuracy of INT8 may be overestimated; use other images"
         )
     verdict, doubts = result.verdict.value, len(result.warnings)
+    if verdict in ("fail", "inconclusive"):
+        verdict += f" for {_names([r for r in result.results if r.verdict is result.verdict])}"
     if doubts:
         verdict += f", with {plural(doubts, 'warning')}"
     if result.max_drop is not None:

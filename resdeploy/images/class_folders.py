@@ -25,7 +25,7 @@ from resdeploy.images.class_mapping import (
     similar_names,
     sort_classes,
 )
-from resdeploy.images.folder import find_images, is_hidden
+from resdeploy.images.folder import find_images, is_hidden, require_folder
 from resdeploy.readable_text import readable
 from resdeploy.tables import plural
 
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 MAX_LABELS_BYTES = 4 << 20
 NO_FOLDER = "in no class folder"
+STRUCTURE = "store the images as train/CLASS/*.jpg and val/CLASS/*.jpg, or all as CLASS/*.jpg"
 SHARE = 0.2  # of each class
 MOST_HELD_OUT = 10_000  # the 95 % confidence interval of an accuracy is then at most 2 points wide
 # Usual names of the parts of a data set, which could be mistaken for classes.
@@ -111,6 +112,11 @@ def label_images(
         labels=labels,
         passed_over={**passed_over, NO_FOLDER: len(beside)} if beside else dict(passed_over),
     )
+
+
+def require_data(data: Path) -> None:
+    """Check that the folder of a data set exists; raise a DataError otherwise."""
+    require_folder(data, STRUCTURE)
 
 
 def split_folder(data: Path, split: str) -> Path:

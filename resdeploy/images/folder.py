@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from resdeploy.images.formats import (
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.images.skipped import SINGLE_COLOUR, SkippedImages, has_single_colour, reason_of
-from resdeploy.missing_paths import missing_path_hint
+from resdeploy.missing_paths import MAX_ENTRIES, missing_path_hint
 from resdeploy.tables import plural
 
 MAX_DEPTH = 64  # levels of folders; each costs time in proportion to its depth, and stack
@@ -53,8 +55,7 @@ def find_images(folder: Path) -> ImageListing:
     Raises:
         DataError: The folder does not exist or holds no image.
     """
-    if not folder.is_dir():
-        raise no_folder(folder, "name a folder of images")
+    require_folder(folder)
     pictures = PictureFilter()
     paths = []
     for found in walk_pictures(folder, pictures):
@@ -68,12 +69,28 @@ def find_images(folder: Path) -> ImageListing:
     return ImageListing(files=tuple(paths), passed_over=pictures.passed_over)
 
 
-def no_folder(folder: Path, hint: str) -> DataError:
-    """Return the error of a path that is not a folder, with its likely neighbour or `hint`."""
+def require_folder(folder: Path, hint: str = "name a folder of images") -> None:
+    """Check that a folder exists.
+
+    Raises:
+        DataError: It does not; the hint is its likely neighbour, or else `hint`.
+    """
+    if folder.is_dir():
+        return
     if os.path.lexists(folder):
-        return DataError(f"{folder} is not a folder", hint)
-    hint = missing_path_hint(folder, Path.is_dir, hint, "")
-    return DataError(f"there is no folder {folder}", hint)
+        raise DataError(f"{folder} is not a folder", hint)
+    hint = missing_path_hint(folder, _may_hold_images, hint, "")
+    raise DataError(f"there is no folder {folder}", hint)
+
+
+def _may_hold_images(folder: Path) -> bool:
+    """Return True for a folder with pictures or folders, unlike a bundle, which has neither."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return any(
+            entry.is_dir() or Path(entry.name).suffix.lower() in SUFFIXES
+            for entry in islice(entries, MAX_ENTRIES)
+        )
+    return False
 
 
 def no_images(folder: Path, pictures: PictureFilter) -> DataError:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resdeploy.bundle.manifest import Encoding, graph_name
+from resdeploy.bundle.manifest import Encoding, graph_name, with_use
 from resdeploy.images.formats import unread_lines
 from resdeploy.pages.blocks import MAX_MATRIX_CLASSES, Block, Figure, Matrix, Section, Table, Text
 from resdeploy.pages.svg import intervals
 from resdeploy.report.graphs import SQNR_TEXT
 from resdeploy.result_files.verification import ArtifactResult, Rule, Verification
 from resdeploy.statistics import MAX_IMAGES, Verdict, wilson_interval
-from resdeploy.tables import NONE, percentage, plural, signed
+from resdeploy.tables import NONE, joined, percentage, plural, signed
 
 MAX_CONFUSED_PAIRS = 10
 
@@ -34,15 +34,19 @@ def decision_sentence(result: Verification) -> str:
     # With labels, only the baseline of the drop is merely reproduced.
     judged = [line for line in result.results if line.verdict is not Verdict.REPRODUCED]
     needed = [
-        (MAX_IMAGES + 1 if line.images_to_decide is None else line.images_to_decide, line.drop)
+        (MAX_IMAGES + 1 if line.images_to_decide is None else line.images_to_decide, line)
         for line in judged or result.results
     ]
-    most, drop = max(needed, key=lambda pair: pair[0])
+    most, drop = max(((count, line.drop) for count, line in needed), key=lambda pair: pair[0])
+    slowest = dict.fromkeys(_with_use(line) for count, line in needed if count == most)
+    # Without labels, FP32 is compared with nothing but itself. A limit of all graphs names none.
+    is_general = not judged or (len(needed) > 1 and all(count == most for count, _ in needed))
+    of_graph = "" if is_general else f" of {joined([*slowest])}"
     count = f"about {most:,}" if most <= MAX_IMAGES else f"not even {MAX_IMAGES:,}"
     limit = plural(result.decided_drop, "point")
     fewer = result.max_drop is not None and most < result.images
     verb = "would have been enough to decide" if fewer else "decide"
-    sentence = f"{count} labelled images {verb} whether the drop is at most {limit}"
+    sentence = f"{count} labelled images {verb} whether the drop{of_graph} is at most {limit}"
     if result.max_drop is None:
         return (
             f"accuracy is not judged: {sentence}, if predictions change as often as at the export, "
@@ -54,8 +58,10 @@ def decision_sentence(result: Verification) -> str:
 
 def verification_summary(result: Verification) -> str:
     """Return one sentence with the outcome of a verification."""
-    failed = [_name(line) for line in result.results if line.verdict is Verdict.FAIL]
-    undecided = [_name(line) for line in result.results if line.verdict is Verdict.INCONCLUSIVE]
+    failed, undecided = (
+        [f"{_with_use(line)} on {line.backend}" for line in result.results if line.verdict is found]
+        for found in (Verdict.FAIL, Verdict.INCONCLUSIVE)
+    )
     images = f"{result.images:,} labelled images"
     if result.max_drop is None:
         images = result.golden.described
@@ -246,3 +252,7 @@ def _graph(line: ArtifactResult) -> str:
 
 def _name(line: ArtifactResult) -> str:
     return f"{_graph(line)} on {line.backend}"
+
+
+def _with_use(line: ArtifactResult) -> str:
+    return with_use(_graph(line), line.encoding)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from resdeploy.bundle.analysis import (
-    ENOUGH_AGREEMENT,
-    ENOUGH_SQNR_DB,
     ActivationHistogram,
     Analysis,
     FloatMixture,
     LayerCost,
     Remedy,
 )
-from resdeploy.bundle.manifest import Encoding, Precision, graph_name
-from resdeploy.bundle.quality import LIMITS, judged_images
+from resdeploy.bundle.manifest import Encoding, Precision, graph_name, with_use
+from resdeploy.bundle.quality import (
+    ENOUGH_AGREEMENT,
+    ENOUGH_SQNR_DB,
+    LIMITS,
+    judged_images,
+)
 from resdeploy.pages import svg
 from resdeploy.pages.blocks import Block, Figure, Table, Text
 from resdeploy.result_files.benchmark import LayerTimes
@@ -111,12 +114,13 @@ def remedy_lines(remedy: Remedy) -> list[str]:
     )
     step = f" (one image is {percentage(100 / remedy.images)})" if remedy.agreement < 100 else ""
     agreement = (
-        f"{graph} predicts the class of FP32 for {percentage(remedy.agreement)} of {images}"
-        f"{step}; {ENOUGH_AGREEMENT:g} % and more need no remedy (the limit of the export's "
-        f"warning is {LIMITS[Precision.INT8].agreement:g} %)."
+        f"{with_use(graph, remedy.encoding)} predicts the class of FP32 for "
+        f"{percentage(remedy.agreement)} of {images}{step}. An action is named if more than "
+        f"{100 - ENOUGH_AGREEMENT:g} % of them, and more than one, have another class; above "
+        f"{100 - LIMITS[Precision.INT8].agreement:g} %, the export also warns."
     )
     sqnr = f"On the golden images, the SQNR of its logits is {remedy.sqnr_db:.1f} dB"
-    limit = f"; {ENOUGH_SQNR_DB:g} dB and more need no remedy."
+    limit = f"; below {ENOUGH_SQNR_DB:g} dB, an action is named."
     if not remedy.options and remedy.mixture is None:
         is_low = remedy.sqnr_db < ENOUGH_SQNR_DB
         rest = ", which is low, but the images above decide." if is_low else limit

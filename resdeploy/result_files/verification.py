@@ -53,6 +53,12 @@ class ArtifactResult:
     confusion: tuple[tuple[int, int, int], ...] = ()
     """Non-zero entries of the confusion matrix: true class, predicted class, number of images."""
 
+    @property
+    def is_emulated(self) -> bool:
+        """True if a CPU computes a graph for TensorRT or a DLA, which CPUs use for nothing else."""
+        on_cpu = self.backend == "onnxruntime-cpu"
+        return on_cpu and self.encoding in (Encoding.TENSORRT, Encoding.DLA)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:

@@ -16,6 +16,8 @@ from click.testing import CliRunner
 
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.cli.main import main
+from resdeploy.images.preprocessing_choice import REPORTED
+from resdeploy.images.preprocessing_settings import option_for
 from resdeploy.json_documents import jsonable, to_text
 from tests.docs.pages import ROOT, DocumentedCommand, commands
 from tests.results import benchmark
@@ -165,3 +167,14 @@ def test_the_other_commands_run() -> None:
         if command.output:
             Path(command.output).write_text(output)
     assert len(run) > 12
+
+
+def test_the_examples_of_an_onnx_file_state_the_whole_pre_processing() -> None:
+    """Without it, a warning about assumptions stays in the bundle."""
+    exports = [command for command in COMMANDS if command.words[1:3] == ("export", "net.onnx")]
+    examples = [command for command in exports if "--mean" in command.words]
+    assert {command.place.partition(":")[0] for command in examples} == {
+        "README.md", "own-classifier.md",
+    }  # fmt: skip
+    for command in examples:
+        assert {"--labels", *map(option_for, REPORTED)} <= {*command.words}, command.place

@@ -33,6 +33,7 @@ from resdeploy.export.network_check import (
     label_warnings,
     measure_shift,
     shift_warnings,
+    training_warnings,
 )  # fmt: skip
 from resdeploy.export.norm_inputs import LARGEST
 from resdeploy.export.pipeline import ExportConfig, export
@@ -45,6 +46,7 @@ from resdeploy.images.preprocessing import (
     UInt8Array,
 )
 from resdeploy.json_documents import jsonable, parse
+from resdeploy.train.checkpoint.run import RunDocument, RunMetrics
 from resdeploy.train.model.resnet import Classifier, ResNet
 from tests.samples import CLASSES, SIZE, TINY, fit_network, make_classifier, write_images
 
@@ -288,6 +290,67 @@ def test_a_run_that_learned_nothing_is_told_to_train_longer(
     with pytest.raises(DataError, match="no more than by chance") as caught:
         label_warnings(guessed, own, labels_are_used=True)
     assert ("more epochs" in (caught.value.hint or "")) is is_own
+
+
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        (RunMetrics(accuracy=25.0, baseline_accuracy=25.0, val_images=40), True),
+        (RunMetrics(accuracy=17.5, baseline_accuracy=25.0), True),
+        (RunMetrics(accuracy=90.0, baseline_accuracy=25.0, val_images=40), False),
+        (RunMetrics(), False),
+        (None, False),
+    ],
+)
+def test_a_run_that_is_no_better_than_one_class_is_a_warning(
+    metrics: RunMetrics | None, told: bool
+) -> None:
+    run = RunDocument(
+        architecture={},
+        preprocessing=Preprocessing(image_size=32),
+        labels=(),
+        data="photos",
+        metrics=metrics,
+    )
+    messages = [warning.message for warning in training_warnings(run)]
+    assert bool(messages) is told
+    assert training_warnings(None) == []
+    if metrics and metrics.val_images and told:
+        assert "25.00 % on 40 validation images, and 25.00 % is the accuracy of" in messages[0]
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+@pytest.mark.parametrize("labels_are_used", [False, True])
+def test_a_network_that_is_not_shown_to_be_better_than_chance_is_a_warning(
+    checkpoint: Path,
+    data: Path,
+    fitted: ResNet,
+    is_own: bool,
+    labels_are_used: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = read_source(checkpoint, image_size=SIZE, calibration_data=data)
+    check = check_network(source.network.classifier(source.preprocessing), source, 0)
+    assert check is not None
+    guessed = dataclasses.replace(
+        check, classes=np.array([0, 1, 2, 0]), predicted=np.array([0, 0, 0, 1])
+    )
+    own = dataclasses.replace(source, is_own=is_own)
+    assert label_warnings(guessed, own, labels_are_used=labels_are_used) == []
+    assert "too few to tell" in caplog.text
+    assert "the network is trained: the predictions are correct for 25.0 % of them" in caplog.text
+    assert "43.8 % if the labels were shuffled" in caplog.text
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_export_says_that_the_classes_have_no_names(
+    checkpoint: Path, data: Path, fitted: ResNet, named: bool
+) -> None:
+    Path("names.txt").write_text("ant\nbee\ncat")
+    result = export(config(checkpoint, data, labels=Path("names.txt") if named else None))
+    assert result.labels_are_assumed is not named
+    told = "predictions show 'class 0' and so on; name the classes with --labels FILE"
+    assert (told in export_text(result)) is not named
 
 
 @pytest.mark.parametrize("stated", [False, True])

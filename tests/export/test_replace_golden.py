@@ -18,6 +18,7 @@ from resdeploy.bundle.manifest import (
     GoldenReference,
     write_manifest,
 )
+from resdeploy.cli.export import golden_text
 from resdeploy.errors import BundleError, DataError, ExportError, OutputError
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.replace_golden import replace_golden
@@ -53,6 +54,7 @@ def test_a_bundle_with_synthetic_images_takes_real_ones(
     assert (after.manifest.golden, result.golden.images) == (result.golden, 12)
     assert result.golden.origin is GoldenOrigin.DATA
     assert result.golden.reference is GoldenReference.FP32
+    assert "the reference of every graph is now fp32.onnx" in golden_text(result)
     assert after.manifest.artifacts[0].parity.images == 12
     assert sha256_file(after.path / "fp32.onnx") == graph
     for name in after.manifest.files:

@@ -42,14 +42,15 @@ def run_stages(display: ProgressDisplay, clock: Clock) -> None:
         wait(5)
         with display.stage("calibrating", 200) as advance:
             for _ in range(10):
-                advance(10)
                 wait(1)
+                advance(10)
         with display.stage("unseen", 9):
             clock.now += 0.5
             display.tick()
         with pytest.raises(ZeroDivisionError), display.stage("judging", 4) as advance:
+            wait(2)
             advance(2)
-            wait(5)
+            wait(3)
             _ = 1 / 0
 
 
@@ -60,14 +61,45 @@ def test_a_log_has_a_plain_line_every_few_seconds(capsys: pytest.CaptureFixture[
     assert written.out == ""
     assert written.err.splitlines() == [
         "export: working for 3 s",
-        "calibrating: 5 % (10 of 200), 10.0/s, 19 s left",
-        "calibrating: 20 % (40 of 200), 10.0/s, 16 s left",
-        "calibrating: 35 % (70 of 200), 10.0/s, 13 s left",
-        "calibrating: 50 % (100 of 200), 10.0/s, 10 s left",
+        "calibrating: 0 % (0 of 200)",
+        "calibrating: 15 % (30 of 200), 10.0/s, 16 s left",
+        "calibrating: 30 % (60 of 200), 10.0/s, 13 s left",
+        "calibrating: 45 % (90 of 200), 10.0/s, 10 s left",
         "calibrating: done in 10.0 s",
-        "judging: 50 % (2 of 4), 0.7/s, 3 s left",
-        "judging: stopped: 50 % (2 of 4), 0.4/s, 5 s left",
+        "judging: 50 % (2 of 4), 1.0/s, 1 s left",
+        "judging: stopped: 50 % (2 of 4), 1.0/s, 0 s left",
     ]  # the result of the command says how long it took
+
+
+def lines_of_slow_work(capsys: pytest.CaptureFixture[str], inner: int) -> list[str]:
+    """Return the lines of three items of 20 s each; each has an inner stage of `inner` items."""
+    display = ProgressDisplay(clock=(clock := Clock()))
+    with display.stage("export", 0), display.stage("judging", 3) as advance:
+        for _ in range(3):
+            with display.stage("inner", inner):
+                clock.now += 17
+            clock.now += 3
+            display.tick()
+            advance(1)
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("judging")]
+
+
+def test_the_time_left_does_not_grow_while_an_item_is_unfinished(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert lines_of_slow_work(capsys, inner=0) == [
+        "judging: 0 % (0 of 3)",
+        "judging: 33 % (1 of 3), 20 s each, 20 s left",
+        "judging: 66 % (2 of 3), 20 s each, 0 s left",
+        "judging: done in 60.0 s",
+    ]
+
+
+def test_items_of_which_some_have_a_stage_of_their_own_have_no_time_left(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = lines_of_slow_work(capsys, inner=100)
+    assert lines[1] == "judging: 33 % (1 of 3)"
 
 
 def test_a_negative_total_is_an_unknown_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,8 +119,8 @@ def test_a_terminal_has_bars_that_end_full_or_say_why() -> None:
     drawn = [" ".join(line.split()) for line in re.split("[\r\n]+", text)]
     full = "━" * 30
     assert f"calibrating {full} done in 10.0 s" in drawn
-    assert f"calibrating {full[:15]} 50 % (100 of 200), 10.0/s, 10 s left" in drawn
-    assert f"judging {full[:15]} stopped: 50 % (2 of 4), 0.4/s, 5 s left" in drawn
+    assert f"calibrating {full[:9]} 30 % (60 of 200), 10.0/s, 13 s left" in drawn
+    assert f"judging {full[:15]} stopped: 50 % (2 of 4), 1.0/s, 0 s left" in drawn
     assert any(line.startswith("export") and line.endswith("working for 5 s") for line in drawn)
     assert "unseen" not in text
     assert sys.stderr is not file

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from resdeploy.errors import CheckpointError, one_line_reason, remedy_for
 from resdeploy.filesystem import open_regular
+from resdeploy.missing_paths import missing_path_hint
 
 HEAD_BYTES = 1024
 _AGAIN = "copy or download the file again"
@@ -53,6 +54,27 @@ _KINDS = (
     (rb"", "a text file", _OTHER),
 )  # fmt: skip
 _TEXTS = ("a JSON document", "a text file")
+
+
+def refuse_missing(path: Path) -> None:
+    """Check that a checkpoint exists, without reading it.
+
+    Raises:
+        CheckpointError: There is neither a file nor a folder.
+    """
+    hint = "give the path of a run folder or of a file of weights"
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise CheckpointError(f"{path} is not a regular file", hint)
+    if not path.exists():
+        raise CheckpointError(
+            f"there is no checkpoint at {path}", missing_path_hint(path, _may_be_weights, hint, "")
+        )
+
+
+def _may_be_weights(path: Path) -> bool:
+    if path.is_dir():  # of a run, or of Hugging Face
+        return any((path / name).exists() for name in ("model.json", "config.json"))
+    return path.suffix in (".bin", ".ckpt", ".onnx", ".pt", ".pth", ".safetensors")
 
 
 def describe_foreign_file(path: Path) -> str | None:

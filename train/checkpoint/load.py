@@ -23,7 +23,6 @@ from resdeploy.filesystem import open_regular, read_limited, sha256_file
 from resdeploy.images.preprocessing import Channels, Preprocessing
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.json_documents import MAX_BYTES, strict_json
-from resdeploy.missing_paths import missing_path_hint
 from resdeploy.train.checkpoint.contents import (
     CheckpointPart,
     Weights,
@@ -31,7 +30,7 @@ from resdeploy.train.checkpoint.contents import (
     find_networks,
     find_sections,
 )
-from resdeploy.train.checkpoint.file_kind import refuse_foreign_file
+from resdeploy.train.checkpoint.file_kind import refuse_foreign_file, refuse_missing
 from resdeploy.train.checkpoint.fit import (
     FitError,
     UnusableWeightsError,
@@ -140,18 +139,8 @@ def load_checkpoint(path: Path, weights: Weights = Weights.AUTO) -> Checkpoint:
         if published and (path / CONFIG).is_file() and not (path / MODEL_JSON).exists():
             return replace(_load_file(published[0], weights), path=path)
         return _load_run(path, weights)
-    hint = "give the path of a run folder or of a file of weights"
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} is not a regular file", hint)
-    if not path.is_file():
-        raise CheckpointError(
-            f"there is no checkpoint at {path}", missing_path_hint(path, _may_be_weights, hint, "")
-        )
+    refuse_missing(path)
     return _load_file(path, weights)
-
-
-def _may_be_weights(path: Path) -> bool:
-    return path.is_dir() or path.suffix in (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 
 
 def _load_run(folder: Path, weights: Weights) -> Checkpoint:

@@ -22,6 +22,17 @@ METRICS = "metrics.jsonl"  # written after each epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunMetrics:
+    """The accuracy of a run on its validation images."""
+
+    accuracy: float | None = None
+    """Top-1 accuracy in percent."""
+    baseline_accuracy: float | None = None
+    """Accuracy of always predicting the class with the most training images, in percent."""
+    val_images: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunDocument:
     """The fields of `model.json` that are needed again."""
 
@@ -32,6 +43,7 @@ class RunDocument:
     held_out: HeldOut | None = None
     learned_ranges: dict[str, float] | None = None
     provenance: dict[str, Any] | None = None
+    metrics: RunMetrics | None = None
 
     def __post_init__(self) -> None:
         if self.learned_ranges and min(self.learned_ranges.values()) <= 0:

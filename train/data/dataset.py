@@ -21,14 +21,16 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, get_worker_info
 
 from resdeploy.errors import DataError, ImageError, TrainingError
 from resdeploy.images.class_folders import (
+    STRUCTURE,
     LabelledImages,
     hold_out,
     match_labels,
     read_image_folder,
     refuse_parts,
+    require_data,
     split_folder,
 )
-from resdeploy.images.folder import is_hidden, no_folder
+from resdeploy.images.folder import is_hidden
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.images.skipped import reason_of
@@ -71,11 +73,9 @@ def read_splits(data: Path, seed: int = 0) -> DataSplits:
         DataError: A folder is missing, empty or unlabelled, or `val` has an unknown class.
     """
     train_folder, val_folder = (split_folder(data, split) for split in ("train", "val"))
-    hint = "store the images as train/CLASS/*.jpg and val/CLASS/*.jpg, or all as CLASS/*.jpg"
-    if not data.is_dir():
-        raise no_folder(data, hint)
+    require_data(data)
     if train_folder == data and val_folder != data:
-        raise DataError(f"{data} has no folder 'train'", hint)
+        raise DataError(f"{data} has no folder 'train'", STRUCTURE)
     train = _read_images(train_folder)
     if train_folder == data:
         refuse_parts(train.classes, data)

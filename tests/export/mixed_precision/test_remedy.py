@@ -16,12 +16,11 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.calibration_record import CalibrationRecord, Score
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding, Parity, Quality, QualityOrigin
-from resdeploy.bundle.quality import QualityLimits
+from resdeploy.bundle.quality import MIN_AGREEMENT, QualityLimits
 from resdeploy.calibration.ranges import Range
 from resdeploy.export.mixed_precision import remedy as module
 from resdeploy.export.mixed_precision.remedy import (
     MAX_FLOAT_SHARE,
-    MIN_AGREEMENT,
     MORE_IMAGES,
     NO_INT8_SHORTCUTS,
     QAT,

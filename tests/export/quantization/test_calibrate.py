@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from pathlib import Path
 
@@ -91,6 +92,22 @@ def test_auto_scores_every_calibrator_for_each_encoding_and_takes_the_best(sourc
         own = {s.calibrator: s.merit for s in calibration.scores if s.encoding is encoding}
         assert set(own) == set(CALIBRATORS)
         assert own[calibration.recipes[encoding].calibrator] == max(own.values())
+
+
+@pytest.mark.parametrize("limit", [0.0, 1000.0])
+def test_a_long_comparison_of_rules_says_what_shortens_an_export(
+    source: Source,
+    limit: float,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("resdeploy.export.quantization.calibrate.LONG_SECONDS", limit)
+    with caplog.at_level(logging.INFO, "resdeploy"):
+        run(source, "auto")
+    told = "comparing 9 rules for the INT8 ranges on 15 images takes about" in caplog.text
+    assert told is (limit == 0)
+    for option in ("--calibrator image", "--calibration-images", "--search-seconds"):
+        assert (option in caplog.text) is told
 
 
 def test_scoring_images_do_not_calibrate(source: Source) -> None:

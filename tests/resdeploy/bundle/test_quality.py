@@ -55,7 +55,9 @@ def test_a_good_bundle_has_no_warning(tiny_bundle: Bundle) -> None:
 
 def test_perfect_figures_of_a_few_images_are_a_warning(tiny_bundle: Bundle) -> None:
     (warning,) = quality_warnings(judged(tiny_bundle, images=FEWEST_IMAGES - 1))
-    assert warning.message.startswith("int8 and int8-cpu: compared with FP32 on no more than 28 ")
+    assert warning.message.startswith(
+        "int8 (for TensorRT) and int8-cpu: compared with FP32 on no more than 28 "
+    )
     assert 0.9**FEWEST_IMAGES < 0.05 < 0.9 ** (FEWEST_IMAGES - 1)
     several = with_quality(judged(tiny_bundle, images=1), images=400)
     (warning,) = quality_warnings(several)
@@ -130,7 +132,7 @@ def test_synthetic_images_are_named(tiny_bundle: Bundle) -> None:
 
 def test_the_hint_names_the_options_and_a_better_graph(tiny_bundle: Bundle) -> None:
     (warning,) = quality_warnings(judged(tiny_bundle, int8_cpu=(90.0, 30.0)))
-    for option in ("more images like those to classify (now 32)", "--min-agreement", "--qat"):
+    for option in ("more images like those to classify (now 32)", "--min-agreement 99", "--qat"):
         assert option in warning.hint
     assert warning.hint.endswith(
         ", or use int8.onnx (for TensorRT), which predicts FP32's class for 100.0 % of 32 golden "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from click.testing import CliRunner
 
@@ -40,3 +41,16 @@ def test_inspect_refuses_in_one_line(tmp_path: Path) -> None:
     assert answer.exit_code == 1
     assert "the nearest scheme, but not patch_embed.proj.weight" in answer.stderr
     assert "docs/checkpoints.md" in answer.stderr
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_inspect_says_if_no_batch_norm_has_statistics(tmp_path: Path, trained: bool) -> None:
+    state = make_state()
+    for name, tensor in state.items():
+        if name.endswith(("running_mean", "running_var")):
+            state[name] = torch.full_like(tensor, 0.5 if trained else float("var" in name))
+    torch.save(state, tmp_path / "net.pth")
+    answer = CliRunner().invoke(main, ["inspect", str(tmp_path / "net.pth")])
+    told = "batch norms warning: the batch norms have no statistics" in answer.output
+    assert told is not trained
+    assert ("as in a network that was never trained" in answer.output) is not trained

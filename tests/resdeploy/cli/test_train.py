@@ -27,3 +27,14 @@ def test_an_accuracy_that_can_be_chance_is_called_so(
     text = training_text(replace(RESULT, accuracy=accuracy, val_images=images))
     assert ("this can be chance" in text) == (told is not None)
     assert told is None or f"the accuracy is {told} with 95 % confidence" in text
+
+
+@pytest.mark.parametrize("accuracy", [20.0, 25.0, 90.0])
+def test_each_training_names_its_report_and_the_next_step(accuracy: float) -> None:
+    lines = training_text(replace(RESULT, accuracy=accuracy)).splitlines()
+    assert "report: runs/photos/report.html" in lines
+    exports = lines[-1] == "next: resdeploy export runs/photos --fp16 --int8"
+    assert exports is (accuracy > 25)
+    if not exports:
+        assert lines[-1].startswith("next: train again, because the network is no better than")
+        assert "--epochs" in lines[-1]

@@ -237,3 +237,14 @@ def test_a_very_deep_tree_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(DataError, match="more than 64 levels") as caught:
         find_images(tmp_path)
     assert len(str(caught.value)) < 300
+
+
+def test_a_bundle_is_not_proposed_as_a_folder_of_images(tmp_path: Path) -> None:
+    touch(tmp_path, "photos.bundle/manifest.json", "photos.bundle/fp32.onnx")
+    with pytest.raises(DataError) as caught:
+        list_images(tmp_path / "photoz")
+    assert caught.value.hint == "name a folder of images"
+    touch(tmp_path, "photos/cats/1.jpg")
+    with pytest.raises(DataError) as caught:
+        list_images(tmp_path / "photoz")
+    assert caught.value.hint == f"did you mean {tmp_path / 'photos'}?"

@@ -49,8 +49,9 @@ def test_the_layers_of_the_report_have_an_action() -> None:
     texts = [block.text for block in layer_blocks(ANALYSIS, None) if isinstance(block, Text)]
     assert texts == [
         "No action is needed: int8-cpu.onnx predicts the class of FP32 for 100.0 % of 32 golden "
-        "images; 99 % and more need no remedy (the limit of the export's warning is 98 %).",
-        "On the golden images, the SQNR of its logits is 31.0 dB; 30 dB and more need no remedy.",
+        "images. An action is named if more than 1 % of them, and more than one, have another "
+        "class; above 2 %, the export also warns.",
+        "On the golden images, the SQNR of its logits is 31.0 dB; below 30 dB, an action is named.",
     ]
 
 
@@ -64,7 +65,7 @@ def test_the_layers_of_the_report_have_an_action() -> None:
 )
 def test_the_images_of_an_agreement_are_named(origin: QualityOrigin | None, images: str) -> None:
     first, _ = remedy_lines(dataclasses.replace(REMEDY, origin=origin))
-    assert f"for 100.0 % of {images}; " in first
+    assert f"for 100.0 % of {images}. " in first
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,14 @@ import onnxruntime
 import pytest
 
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.manifest import Encoding, ExportWarning, GoldenOrigin, Precision
-from resdeploy.cli.verify import verification_text
+from resdeploy.bundle.manifest import (
+    Encoding,
+    ExportWarning,
+    GoldenOrigin,
+    Precision,
+    graph_name,
+)
+from resdeploy.cli.verify import next_step, verification_text
 from resdeploy.errors import BackendError, BundleError, DataError
 from resdeploy.filesystem import sha256
 from resdeploy.images.class_folders import hold_out, names_digest, read_image_folder
@@ -113,12 +119,13 @@ def test_says_how_many_images_would_decide(tiny_bundle: Bundle, image_data: Path
     passed = verify(tiny_bundle, data=image_data, precision="fp16", max_drop=50)
     assert passed.verdict is Verdict.PASS
     enough = (
-        "labelled images would have been enough to decide whether the drop is at most 50 points"
+        "labelled images would have been enough to decide whether the drop of fp16 is at most 50 "
     )
     assert enough in verification_text(passed)
     few = verification_text(dataclasses.replace(passed, images=1))
-    assert "labelled images decide whether the drop is at most 50 points, if it stays at" in few
-    never = verification_text(verify(tiny_bundle, max_drop=0))
+    text = "labelled images decide whether the drop of fp16 is at most 50 points, if it stays at"
+    assert text in few
+    never = verification_text(verify(tiny_bundle, precision="fp32", max_drop=0))
     assert (
         "not even 10,000,000 labelled images decide whether the drop is at most 0 points" in never
     )
@@ -224,6 +231,57 @@ def test_few_images_are_inconclusive(tiny_bundle: Bundle, image_data: Path) -> N
     assert verdicts["fp32", "float"] is Verdict.REPRODUCED  # against itself
     assert verdicts["fp16", "float"] is Verdict.INCONCLUSIVE
     assert result.verdict is Verdict.INCONCLUSIVE
+
+
+def undecided(tiny_bundle: Bundle, image_data: Path, *names: str) -> Verification:
+    """Return a result in which only the graphs `names` are undecided."""
+    found = verify(tiny_bundle, data=image_data, backend="onnxruntime-cpu", max_drop=50)
+    results = tuple(
+        dataclasses.replace(line, verdict=Verdict.INCONCLUSIVE)
+        if graph_name(line.precision, line.encoding) in names
+        else line
+        for line in found.results
+    )
+    return dataclasses.replace(found, results=results, verdict=Verdict.INCONCLUSIVE)
+
+
+def test_a_graph_for_tensorrt_that_is_undecided_does_not_keep_a_cpu_from_serving(
+    tiny_bundle: Bundle, image_data: Path
+) -> None:
+    result = undecided(tiny_bundle, image_data, "int8")
+    assert "\nverdict: inconclusive for int8 (for TensorRT), on " in verification_text(result)
+    assert next_step(result, "x.bundle") == (
+        "resdeploy serve x.bundle, which does not use int8 (for TensorRT) on this machine; before "
+        "other machines do, verify with more labelled images"
+    )
+
+
+def test_a_graph_that_serves_here_is_not_used_while_it_is_undecided(
+    tiny_bundle: Bundle, image_data: Path
+) -> None:
+    result = undecided(tiny_bundle, image_data, "int8", "int8-cpu")
+    names = "int8-cpu and int8 (for TensorRT)"
+    assert f"\nverdict: inconclusive for {names}, on " in verification_text(result)
+    assert next_step(result, "x.bundle") == (
+        f"verify with more labelled images before you use {names}; until then: resdeploy serve "
+        "x.bundle --backend onnxruntime-cpu --precision fp32"
+    )
+    fp32 = undecided(tiny_bundle, image_data, "fp32")
+    assert next_step(fp32, "x.bundle") == "verify with more labelled images before you use fp32"
+
+
+def test_the_graph_that_needs_the_most_images_is_named(
+    tiny_bundle: Bundle, image_data: Path
+) -> None:
+    found = verify(tiny_bundle, data=image_data, backend="onnxruntime-cpu")
+    results = tuple(
+        dataclasses.replace(
+            line, images_to_decide=900 if line.encoding is Encoding.TENSORRT else 300
+        )
+        for line in found.results
+    )
+    text = verification_text(dataclasses.replace(found, results=results))
+    assert "about 900 labelled images decide whether the drop of int8 (for TensorRT) is" in text
 
 
 def test_counts_images_used_for_calibration(tiny_bundle: Bundle, image_data: Path) -> None:

@@ -18,7 +18,11 @@ from PIL import Image
 from safetensors.torch import save
 
 from resdeploy.errors import CheckpointError
-from resdeploy.train.checkpoint.file_kind import describe_foreign_file, refuse_foreign_file
+from resdeploy.train.checkpoint.file_kind import (
+    describe_foreign_file,
+    refuse_foreign_file,
+    refuse_missing,
+)
 
 
 def numpy_array() -> bytes:
@@ -142,3 +146,17 @@ def test_the_reason_of_the_system_is_kept(
     refuse_to_open(tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"a\.pth cannot be read: Permission denied"):
         describe_foreign_file(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("neighbour", "proposed"),
+    [("photos/cat.jpg", False), ("photos/model.json", True), ("photos.onnx", True)],
+)
+def test_only_what_may_be_weights_is_proposed(
+    tmp_path: Path, neighbour: str, proposed: bool
+) -> None:
+    (tmp_path / neighbour).parent.mkdir(exist_ok=True)
+    (tmp_path / neighbour).touch()
+    with pytest.raises(CheckpointError, match="there is no checkpoint") as caught:
+        refuse_missing(tmp_path / "photoz.pth")
+    assert ("did you mean" in str(caught.value.hint)) is proposed
