@@ -48,7 +48,7 @@ class DemoResult:
     """Results of the demo."""
 
     accuracy: float
-    """Top-1 accuracy of PyTorch on the held-out digits, in percent."""
+    """Top-1 accuracy of PyTorch on the validation digits, in percent."""
     bundle: Path
     verdict: Verdict
     speedup: float | None
@@ -83,7 +83,7 @@ def run_demo(*, force: bool = False, progress: Progress = silent) -> DemoResult:
     config = ExportConfig(source=run, output=output, fp16=True, int8=True)
     export(config, force=force, progress=progress)
     bundle, digits = open_bundle(output), digits_folder()
-    logger.info("3/5 verify on the held-out digits")
+    logger.info("3/5 verify on the validation digits")
     verification = verify(bundle, data=digits, max_drop=MAX_DROP, progress=progress)
     logger.info("4/5 benchmark against PyTorch")
     benchmark = run_benchmark(bundle, DEMO_BENCHMARK, progress=progress)

@@ -153,7 +153,9 @@ def _calibration_options(record: CalibrationRecord, recipe: QuantizationRecipe) 
     """Return options of a better calibration, which costs no speed."""
     if recipe.calibrator == LEARNED:
         return []
-    options = [] if record.scores else ["--calibrator auto"]
+    # `--calibrator percentile` compares percentiles, but no other rule.
+    rules = {score.calibrator.partition("-")[0] for score in record.scores}
+    options = [] if len(rules) > 1 else ["--calibrator auto"]
     if record.images < FEW_IMAGES:
         enough = record.available >= FEW_IMAGES
         options.append(f"--calibration-images {DEFAULT_IMAGES}" if enough else MORE_IMAGES)

@@ -126,7 +126,7 @@ class ImageUse:
         sets.append(f"{plural(self.golden, 'golden image')}, which verify the graphs anywhere")
         plan, judges = self.plan(), list[str]()
         if plan.judged:
-            judges.append(f"{plural(plan.judged, 'held-out image')}, which serve no other purpose")
+            judges.append(f"{plural(plan.judged, 'image')} not used by the calibration")
         if plan.cross_validated:
             judges.append(
                 f"{plan.cross_validated} of the calibration images by cross-validation: the "

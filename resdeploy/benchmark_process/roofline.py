@@ -16,6 +16,10 @@ ROOFLINE_RULE = (
     "both measured on this machine. Fused layers and caches move fewer bytes than are counted, so "
     "a contender can be faster than a memory bound; an INT8 graph counts as INT8 in every layer"
 )
+ABOVE_LIMIT = (
+    "a share above 100 %: the limit counts all data as moved from memory and takes its rates from "
+    "large products and copies; data that stay in the caches, and other kernels, can be faster"
+)
 # The arithmetic of the matrix product that bounds each precision. On a GPU, PyTorch, ONNX Runtime
 # and TensorRT may round the inputs of FP32 convolutions to TF32. A CPU computes float16 in float32.
 GPU_ARITHMETIC = {"fp32": "tf32", "fp16": "fp16", "bf16": "bf16", "int8": "int8"}

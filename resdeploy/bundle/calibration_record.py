@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from resdeploy.bundle.bundle import CALIBRATION, Bundle
 from resdeploy.bundle.manifest import Encoding, Precision, QualityOrigin, graph_name, with_use
+from resdeploy.bundle.quality import judged_images
 from resdeploy.json_documents import decode
 from resdeploy.statistics import Verdict
 from resdeploy.tables import plural
@@ -210,10 +211,7 @@ def target_sentence(result: TargetResult) -> str:
         )
     lower = result.option == "--min-agreement"
     unit, side = ("%", "least") if lower else ("points", "most")
-    held_out = result.origin is QualityOrigin.HELD_OUT
-    images = f"{result.samples:,} " + (
-        "held-out images" if held_out else "images by cross-validation"
-    )
+    images = judged_images(result.samples, result.origin)
     text = (
         f"{graph}: {word}: {'' if lower else 'a drop of '}{result.figure:.2f} {unit} on "
         f"{images}, at {side} {result.bound:.2f} {unit} with 95 % "

@@ -187,12 +187,20 @@ def _few_images(manifest: Manifest) -> list[ExportWarning]:
     ]
 
 
+def judged_images(images: int, origin: QualityOrigin) -> str:
+    """Return the number of images that judged the INT8 graphs, and where they are from.
+
+    They may be validation images, which chose the epoch in training.
+    """
+    cross_validated = origin is QualityOrigin.CROSS_VALIDATION
+    source = "by cross-validation" if cross_validated else "not used by the calibration"
+    return f"{images:,} image{'s' * (images != 1)} {source}"
+
+
 def _images(found: Parity | Quality, manifest: Manifest) -> str:
     if isinstance(found, Parity):
         return f"{found.images} {manifest.golden.kind} images"
-    if found.origin is QualityOrigin.CROSS_VALIDATION:
-        return f"{found.images:,} images by cross-validation"
-    return f"{found.images:,} held-out images"
+    return judged_images(found.images, found.origin)
 
 
 def _remedy(artifact: Artifact, manifest: Manifest) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from click import BadParameter, Choice, UsageError, argument, option
 
+from resdeploy.benchmark_process.roofline import ABOVE_LIMIT
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.options.common import FORCE, LONGEST_SECONDS, THREADS, FiniteRange, Integers
@@ -118,10 +119,6 @@ def bench(
 SPEEDUP_RULE = (
     "a speed-up is not the ratio of two of these times: those are over all calls, and it is the "
     "mean over runs of ratios within rounds, which is right if the machine slows down for a while"
-)
-ABOVE_LIMIT = (
-    "a share above 100 %: the limit counts all data as moved from memory and takes its rates from "
-    "large products and copies; data that stay in the caches, and other kernels, can be faster"
 )
 
 

@@ -67,7 +67,7 @@ def demo_text(result: DemoResult) -> str:
     return "\n".join(
         [
             table(head, rows),
-            f"{result.verification.images} held-out digits, "
+            f"{result.verification.images} validation digits, "
             f"{size_text(environment.image_size)} pixels; "
             f"latency at batch 1, {plural(baseline.threads, 'thread')}, {environment.device.name}; "
             "int8.onnx is for TensorRT and is not timed on a CPU",

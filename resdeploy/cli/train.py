@@ -232,7 +232,7 @@ def training_text(result: TrainingResult) -> str:
     lines = [
         f"{result.run}: top-1 accuracy {result.accuracy:.2f} % after "
         f"{plural(result.epochs, 'epoch')} (median {result.images_per_second:.0f} images/s)",
-        f"measured on {plural(result.val_images, 'held-out image')}{chosen}; "
+        f"measured on {plural(result.val_images, 'validation image')}{chosen}; "
         f"always predicting the most frequent class gives {result.baseline_accuracy:.2f} %",
     ]
     if result.stopped:

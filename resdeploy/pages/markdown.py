@@ -12,6 +12,9 @@ def to_markdown(page: Page) -> str:
     """Return a page as Markdown, without its plots and its tables for HTML only."""
     verdict = f": {page.verdict.value}" if page.verdict else ""
     parts = [f"## {markdown_cell(page.title)}{verdict}"]
+    parts += [markdown_cell(line) for line in (page.lead, page.subject) if line]
+    parts += [f"**{markdown_cell(page.recommendation)}**"] if page.recommendation else []
+    parts += _block(Commands(lines=page.commands)) if page.commands else []
     parts += [
         "> [!WARNING]\n"
         + "\n>\n".join(
@@ -22,9 +25,6 @@ def to_markdown(page: Page) -> str:
         )
         for messages, hint in page.warnings
     ]
-    parts += [markdown_cell(line) for line in (page.lead, page.subject) if line]
-    parts += [f"**{markdown_cell(page.recommendation)}**"] if page.recommendation else []
-    parts += _block(Commands(lines=page.commands)) if page.commands else []
     parts.append("\n".join(f"* {markdown_cell(sentence)}" for sentence in page.summary))
     for section in page.sections:
         shown = [part for block in section.blocks for part in _block(block)]

@@ -204,7 +204,7 @@ def _confusion(result: Verification) -> list[Block]:
     if len(labels) <= MAX_MATRIX_CLASSES:
         blocks.append(
             Matrix(
-                caption=f"Confusion matrix of {_graph(shown)}. Rows are true classes, columns "
+                caption=f"Confusion matrix of {_name(shown)}. Rows are true classes, columns "
                 "predicted classes.",
                 labels=labels,
                 counts=tuple(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 from resdeploy.bundle.manifest import graph_name
@@ -17,7 +16,7 @@ from resdeploy.result_files.comparison import (
     LayerChange,
 )
 from resdeploy.statistics import Verdict
-from resdeploy.tables import percentage, plural, signed, table
+from resdeploy.tables import NONE, percentage, plural, signed, table
 
 MAX_LAYER_NAMES = 8
 
@@ -66,8 +65,8 @@ def comparison_summary(result: Comparison) -> list[str]:
 def verdict_reasons(result: Comparison) -> list[str]:
     """Return why a comparison failed or is inconclusive: which limit is exceeded, and by how much.
 
-    Of several graphs or contenders, only the slowest or least accurate one is named; of those that
-    are inconclusive, the one that may be it, by the upper bound.
+    The figures are those of the slowest or least accurate graph or contender; of those that are
+    inconclusive, of the one that may be it, by the upper bound. The others are counted.
     """
     if result.verdict not in (Verdict.FAIL, Verdict.INCONCLUSIVE):
         return []
@@ -77,7 +76,7 @@ def verdict_reasons(result: Comparison) -> list[str]:
         drop = max(drops, key=lambda line: line.drop if failed else line.drop_high)
         limit = plural(result.max_drop, "point")
         reasons.append(
-            f"the {_metric(drop)} drop of {drop.artifact}{_others(drops, 'graph')} is "
+            f"the {_metric(drop)} drop of {drop.artifact} is "
             + (
                 f"{drop.drop:.2f} points, {drop.drop - result.max_drop:.2f} above the limit of "
                 if failed
@@ -85,12 +84,13 @@ def verdict_reasons(result: Comparison) -> list[str]:
                 "limit "
             )
             + limit
+            + _others(drops, "graph", result.verdict)
         )
     if slowdowns := [line for line in result.latency if line.verdict is result.verdict]:
         slow = max(slowdowns, key=lambda line: line.slowdown if failed else line.slowdown_high)
         noun = "graph" if len({line.contender for line in slowdowns}) == 1 else "contender"
         reasons.append(
-            f"the slowdown of {slow.contender} {slow.graph}{_others(slowdowns, noun)} is "
+            f"the slowdown of {slow.contender} {slow.graph} is "
             + (
                 f"{slow.slowdown:.1f} %, {slow.slowdown - result.max_slowdown:.1f} points above "
                 "the limit of "
@@ -98,7 +98,7 @@ def verdict_reasons(result: Comparison) -> list[str]:
                 else f"between {signed(slow.slowdown_low, 1)} and "
                 f"{signed(slow.slowdown_high, 1)} %, limit "
             )
-            + f"{result.max_slowdown:g} %"
+            + f"{result.max_slowdown:g} %{_others(slowdowns, noun, result.verdict)}"
         )
     if result.accuracy or not failed:  # a benchmark without a contender does not fail
         missing = ", ".join(result.missing)
@@ -106,8 +106,9 @@ def verdict_reasons(result: Comparison) -> list[str]:
     return reasons if result.accuracy else [*reasons, *result.notices]
 
 
-def _others(lines: Sequence[object], noun: str) -> str:
-    return f" (and of {plural(len(lines) - 1, f'more {noun}')})" if len(lines) > 1 else ""
+def _others(lines: Sequence[object], noun: str, verdict: Verdict) -> str:
+    count = len(lines) - 1
+    return f" (also {verdict.value}: {plural(count, f'more {noun}')})" if count else ""
 
 
 def _metric(line: AccuracyChange) -> str:
@@ -136,27 +137,29 @@ def _accuracy(result: Comparison) -> list[Table]:
             line.backend,
             line.verdict.value,
             signed(line.drop, 2),
-            f"{signed(line.drop_low, 2)} to {signed(line.drop_high, 2)}"
-            if line.different
-            else "bit-identical",
+            _bounds(line),
             percentage(line.first, 2),
             percentage(line.second, 2),
-            f"{line.images:,}",
+            _images_to_decide(line),
         )
         for line in result.accuracy
     ]
     metric = "top-1" if by_labels else "agreement"
     head = (
         "graph", "backend", "verdict", "drop", "95 % bounds", f"{metric}, first", "second",
-        "images",
+        "images to decide",
     )  # fmt: skip
     measured = "Top-1 accuracy" if by_labels else "Agreement with PyTorch"
     caption = (
-        f"{measured} of both bundles on the same images. The drop is in percentage points; the "
-        "true drop is not below the first bound, and not above the second, with 95 % confidence "
-        f"each. The verdict is {'pass' if by_labels else 'reproduced'} if both bounds are at most "
+        f"{measured} of both bundles on the same {result.accuracy[0].images:,} images. The drop "
+        "is in percentage points; the true drop is not below the first bound, and not above the "
+        "second, with 95 % confidence each. "
+        f"The verdict is {'pass' if by_labels else 'reproduced'} if both bounds are at most "
         f"{result.max_drop:g}, the limit; it is fail if both are above the limit, or if the drop "
-        "is above the limit and both bounds are above 0; otherwise it is inconclusive."
+        "is above the limit and both bounds are above 0; otherwise it is inconclusive. Images to "
+        "decide: an estimate, if predictions change as often as on these; none: the drop is about "
+        "the limit. Equal logits, and FP32 graphs of the same weights of which no prediction "
+        "differs, need no images."
     )
     return [Table(caption=caption, head=head, rows=tuple(rows))]
 
@@ -245,10 +248,7 @@ def _differences(result: Comparison) -> list[tuple[str, str]]:
 
 
 def _image_notes(result: Comparison) -> list[str]:
-    return [
-        *unread_lines(result.unreadable, result.passed_over),
-        *_joined((line.artifact, _images(line)) for line in result.accuracy),
-    ]
+    return unread_lines(result.unreadable, result.passed_over)
 
 
 def _time_notes(result: Comparison) -> list[str]:
@@ -266,22 +266,18 @@ def _joined(outcomes: Iterable[tuple[str, str]]) -> list[str]:
     return [f"{', '.join(which)}: {outcome}" for outcome, which in names.items()]
 
 
-def _images(line: AccuracyChange) -> str:
-    """Return how many images decided or would decide the accuracy of a graph."""
-    count, needed = f"{line.images:,} image{'s' * (line.images != 1)}", line.images_to_decide
+def _bounds(line: AccuracyChange) -> str:
     if not line.different:
-        return f"accuracy decided on {count}, because all logits are bit-identical"
-    if line.verdict is not Verdict.INCONCLUSIVE:
-        enough = f"; about {needed:,} would have been enough" if needed != line.images else ""
-        return f"accuracy decided on {count}{enough}"
-    if needed is None:
-        return (
-            f"accuracy inconclusive on {count}, and no number decides: the drop is about the limit"
-        )
-    digits = max(len(str(needed - line.images)) - 2, 0)
-    rounded = math.ceil((needed - line.images) / 10**digits) * 10**digits
-    more = f"about {rounded:,} more would decide, if as few predictions change as on these"
-    return f"accuracy inconclusive on {count}; {more}"
+        return "bit-identical"
+    if line.drop_low == line.drop_high:
+        return "same weights"
+    return f"{signed(line.drop_low, 2)} to {signed(line.drop_high, 2)}"
+
+
+def _images_to_decide(line: AccuracyChange) -> str:
+    if line.drop_low == line.drop_high:
+        return NONE
+    return "none" if line.images_to_decide is None else f"{line.images_to_decide:,}"
 
 
 def _times(line: LatencyChange) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from resdeploy.bundle.calibration_record import CalibrationRecord
 from resdeploy.bundle.manifest import Artifact, Manifest, Quality, QualityOrigin
+from resdeploy.bundle.quality import judged_images
 from resdeploy.pages.blocks import Table
 from resdeploy.statistics import wilson_interval
 from resdeploy.tables import NONE, joined, percentage, plural, two_digits
@@ -32,7 +33,8 @@ def export_summary(manifest: Manifest, name: str = "") -> list[str]:
     golden, sentences = manifest.golden, []
     if judged:
         qualities = {file: quality.agreement for file, quality in judged.items()}
-        images = _quality_images(next(iter(judged.values())))
+        quality = next(iter(judged.values()))
+        images = judged_images(quality.images, quality.origin)
         sentences.append(f"{begin}, {_agreement(qualities, 'FP32', images)}.")
     if others:
         images = plural(golden.images, f"{golden.kind} image")
@@ -68,12 +70,6 @@ def _agreement(shares: dict[str, float], reference: str, images: str) -> str:
     return (
         f"{joined(names)} predicted the same class as {reference} for {part} of the {images}{rest}"
     )
-
-
-def _quality_images(quality: Quality) -> str:
-    if quality.origin is QualityOrigin.CROSS_VALIDATION:
-        return f"{quality.images:,} images (by cross-validation)"
-    return f"{quality.images:,} held-out images (used for nothing else)"
 
 
 def _files(manifest: Manifest, record: CalibrationRecord | None) -> Table:
@@ -120,8 +116,9 @@ def _other_images(artifacts: list[Artifact]) -> Table:
         else "These figures are what to expect of new images of the same kind"
     )
     return Table(
-        caption=f"INT8 graphs on {_quality_images(first)}. {independent}. Agreement: share of the "
-        "images with the same predicted class as FP32, with its 95 % confidence interval. "
+        caption=f"INT8 graphs on {judged_images(first.images, first.origin)}. {independent}. "
+        "Agreement: share of the images with the same predicted class as FP32, with its 95 % "
+        "confidence interval. "
         f"{SQNR_TEXT} The median is shown.",
         head=("graph", "agreement", "95 % interval", "SQNR"),
         rows=tuple(

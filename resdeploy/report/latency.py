@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from resdeploy.benchmark_process.roofline import Ceilings, arithmetic_of, operations_per_byte
+import statistics
+from collections.abc import Sequence
+
+from resdeploy.benchmark_process.roofline import (
+    ABOVE_LIMIT,
+    Ceilings,
+    arithmetic_of,
+    operations_per_byte,
+)
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.operation_counts import WorkTotals
 from resdeploy.images.preprocessing import size_text
@@ -13,8 +21,9 @@ from resdeploy.tables import NONE, factor, percentage, plural
 
 
 def benchmark_summary(result: Benchmark) -> str:
-    """Return one sentence with the fastest contender and its speed-up."""
+    """Return the contender with the most images per second, its speed-up, and its interval."""
     fastest = max(result.results, key=lambda timing: timing.images_per_second)
+    is_surely = possibly_fastest(result.results) == [fastest]
     gain = ""
     if fastest.speedup is not None:
         gain = (
@@ -22,10 +31,23 @@ def benchmark_summary(result: Benchmark) -> str:
             f"{factor(fastest.speedup_low or 0.0)} to {factor(fastest.speedup_high or 0.0)})"
         )
     graph = graph_name(fastest.precision, fastest.encoding)
+    which = "The fastest contender is" if is_surely else "Most images per second:"
+    is_noisy = any((t.speedup_high or 0.0) > 2 * (t.speedup_low or 0.0) for t in result.results)
+    noise = " Intervals are wider than a factor of 2, so measure again on an idle machine."
     return (
-        f"The fastest contender is {fastest.contender} with {graph}: {fastest.p50_ms:.2f} ms"
+        f"{which} {fastest.contender} with {graph}: {fastest.p50_ms:.2f} ms"
         f"{gain}; batch {fastest.batch}, {plural(fastest.threads, 'thread')}."
+        f"{noise if is_noisy else ''}"
     )
+
+
+def possibly_fastest(timings: Sequence[Timing]) -> list[Timing]:
+    """Return those whose speed-up is not below the 95 % interval of another one's.
+
+    Without intervals, none is known to be slower.
+    """
+    highest = max(timing.speedup_low or 0.0 for timing in timings)
+    return [t for t in timings if t.speedup_high is None or t.speedup_high >= highest]
 
 
 def benchmark_section(result: Benchmark, *, alone: bool = True) -> Section:
@@ -80,10 +102,19 @@ def _times(result: Benchmark) -> Table:
     )
     return Table(
         caption="Latency and throughput. p50: median of the milliseconds per call; 90 and 99 % of "
-        f"the calls do not exceed p90 and p99. Speed-up: against {result.baseline_name}, with its "
+        "the calls do not exceed p90 and p99. images/s: mean over all calls. Speed-up: against "
+        f"{result.baseline_name}, with its "
         "95 % confidence interval; it is computed from the ratios within rounds, in which all take "
         "turns, not from the column p50.",
-        head=("contender", "p50", "speed-up", "95 % interval", "images/s", "p90", "p99"),
+        head=(
+            "contender",
+            "p50 in ms",
+            "speed-up",
+            "95 % interval",
+            "images/s",
+            "p90 in ms",
+            "p99 in ms",
+        ),
         rows=rows,
         highlighted=frozenset([fastest]),
     )
@@ -140,6 +171,11 @@ def _resources(result: Benchmark) -> Table:
             "sets that limit."
             if "bound by" in columns
             else ""
+        )
+        + (
+            f" {ABOVE_LIMIT[0].upper()}{ABOVE_LIMIT[1:]}."
+            if any((timing.limit_share or 0) > 1 for timing in timings)
+            else ""
         ),
         head=tuple(columns),
         rows=tuple(zip(*columns.values())),
@@ -174,12 +210,12 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
     for number, timing in enumerate(result.results, 1):
         arithmetic = arithmetic_of(timing.precision, ceilings)
         intensity = operations_per_byte(work, timing.batch, arithmetic)
-        rate = work.operations(1) * timing.images_per_second
+        rate = 1000 * work.operations(timing.batch) / inference_ms(timing)
         points.append(
             PlotPoint(intensity, rate, str(number), 2 if "torch" in timing.contender else 0)
         )
         name = f"{number}  {contender_label(timing)}"
-        rows.append((name, f"{rate / 1e9:.0f}", f"{intensity:.0f}"))
+        rows.append((name, f"{rate / 1e9:.0f}", factor(intensity)))
     left = min(point.x for point in points) / 4
     right = max(max(point.x for point in points), max(rates.values()) / memory) * 4
     highest_first = sorted(rates.items(), key=lambda item: -item[1])
@@ -209,13 +245,20 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
             ),
         ),
         Table(
-            caption="Points of the roofline. Billions of operations per second, and operations "
-            "per byte.",
+            caption="Points of the roofline. Billions of operations per second, from the median "
+            "time of the inference, as for the share of the limit, and operations per byte.",
             head=("contender", "Gop/s", "op/byte"),
             rows=tuple(rows),
             html_only=True,
         ),
     ]
+
+
+def inference_ms(timing: Timing) -> float:
+    """Return the time that `limit_share` is computed from."""
+    if timing.stages_ms:
+        return timing.stages_ms["inference"]
+    return statistics.median(timing.round_ms or (timing.p50_ms,))
 
 
 def contender_label(timing: Timing) -> str:

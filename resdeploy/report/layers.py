@@ -11,12 +11,17 @@ from resdeploy.bundle.analysis import (
     LayerCost,
     Remedy,
 )
-from resdeploy.bundle.manifest import Encoding, Precision, QualityOrigin, graph_name, with_use
-from resdeploy.bundle.quality import ENOUGH_AGREEMENT, ENOUGH_SQNR_DB, LIMITS
+from resdeploy.bundle.manifest import Encoding, Precision, graph_name, with_use
+from resdeploy.bundle.quality import (
+    ENOUGH_AGREEMENT,
+    ENOUGH_SQNR_DB,
+    LIMITS,
+    judged_images,
+)
 from resdeploy.pages import svg
 from resdeploy.pages.blocks import Block, Figure, Table, Text
 from resdeploy.result_files.benchmark import LayerTimes
-from resdeploy.tables import NONE, percentage, plural, two_digits
+from resdeploy.tables import NONE, factor, percentage, plural, two_digits
 
 NOISIEST = 12  # layers in the plot
 MAX_NAMES = 8
@@ -30,7 +35,10 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
         key=lambda layer: layer.worst_db or 0.0,
     )[:NOISIEST]
     names = {layer.name for layer in noisiest}
-    measured = {name: f"{ms:.3f} ms" for name, ms in times.ms.items()} if times else {}
+    whole_ms = sum(times.ms.values()) if times else 0.0
+    shares = (
+        {name: percentage(100 * ms / whole_ms) for name, ms in times.ms.items()} if times else {}
+    )
     time_head = ["time"] if times else []
     float_head = ["in float in"] if any(layer.in_float for layer in analysis.layers) else []
     total = sum(layer.macs for layer in analysis.layers) or 1
@@ -40,7 +48,12 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
         "signal's power when only the input, or only the weights, of this layer are quantised: "
         "more is worse. The "
         f"{len(names)} noisiest are highlighted."
-        + (f" Time: in {times.graph}, from ONNX Runtime's profile." if times else ""),
+        + (
+            f" Time: share of the time of all layers of {times.graph}, for one image on all cores, "
+            "from ONNX Runtime's profile."
+            if times
+            else ""
+        ),
         head=(
             "layer",
             "kind",
@@ -58,7 +71,7 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
                 noise_text(layer.input_sqnr_db),
                 noise_text(layer.weight_sqnr_db),
                 *([_graph_names(layer.in_float)] if float_head else []),
-                *([measured.get(layer.name, NONE)] if times else []),
+                *([shares.get(layer.name, NONE)] if times else []),
             )
             for layer in analysis.layers
         ),
@@ -67,7 +80,8 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
     )
     plots = [_noise(graph, noisiest)] if noisiest else []
     remedy = tuple(Text(text=line) for line in remedy_lines(analysis.remedy))
-    return (*remedy, *plots, table, *map(_histogram, analysis.histograms))
+    histograms = [_histogram(graph, values) for values in analysis.histograms]
+    return (*remedy, *plots, table, *histograms)
 
 
 def _graph_names(encodings: Sequence[str]) -> str:
@@ -93,18 +107,17 @@ def noise_text(sqnr_db: float | None) -> str:
 def remedy_lines(remedy: Remedy) -> list[str]:
     """Return sentences with the action, what it gains and what it costs."""
     graph = f"{graph_name('int8', remedy.encoding)}.onnx"
-    limits = f"{ENOUGH_AGREEMENT:g} % and {ENOUGH_SQNR_DB:g} dB"
-    images = {
-        None: plural(remedy.images, "golden image"),
-        QualityOrigin.HELD_OUT: plural(remedy.images, "held-out image"),
-        QualityOrigin.CROSS_VALIDATION: f"{plural(remedy.images, 'image')} (by cross-validation)",
-    }[remedy.origin]
+    images = (
+        judged_images(remedy.images, remedy.origin)
+        if remedy.origin
+        else plural(remedy.images, "golden image")
+    )
     step = f" (one image is {percentage(100 / remedy.images)})" if remedy.agreement < 100 else ""
     agreement = (
         f"{with_use(graph, remedy.encoding)} predicts the class of FP32 for "
-        f"{percentage(remedy.agreement)} of {images}{step}. Below {ENOUGH_AGREEMENT:g} %, an "
-        f"action is named here; below {LIMITS[Precision.INT8].agreement:g} %, the export also "
-        "warns."
+        f"{percentage(remedy.agreement)} of {images}{step}. An action is named if more than "
+        f"{100 - ENOUGH_AGREEMENT:g} % of them, and more than one, have another class; above "
+        f"{100 - LIMITS[Precision.INT8].agreement:g} %, the export also warns."
     )
     sqnr = f"On the golden images, the SQNR of its logits is {remedy.sqnr_db:.1f} dB"
     limit = f"; below {ENOUGH_SQNR_DB:g} dB, an action is named."
@@ -131,21 +144,25 @@ def remedy_lines(remedy: Remedy) -> list[str]:
         return [*lines, f"No option keeps layers of {graph} in float."]
     mixture = remedy.mixture
     names = ", ".join(mixture.layers[:MAX_NAMES]) + (", ..." * (len(mixture.layers) > MAX_NAMES))
-    before = f" instead of {percentage(remedy.agreement)}"
     lines.append(
         f"On the golden images, with {len(mixture.layers)} of "
-        f"{plural(mixture.candidates, 'layer')} in float ({names}), the SQNR is "
-        f"{mixture.sqnr_db:.1f} dB instead of {remedy.sqnr_db:.1f} dB, and "
-        f"{percentage(mixture.agreement)} of them have FP32's class"
-        f"{' (the share above is of other images)' if remedy.origin else before}"
+        f"{plural(mixture.candidates, 'layer')} (additions included) in float ({names}), the SQNR "
+        f"is {mixture.sqnr_db:.1f} dB instead of {remedy.sqnr_db:.1f} dB. "
         + (
-            ". The search of the export measures on more images and may keep fewer."
+            "The search of the export measures on more images and may keep fewer."
             if remedy.sufficient
-            else f". That is less than {limits}, so more layers in float are not the remedy."
+            else f"{_missed_limit(mixture)}, so layers in float alone may not be enough."
         )
     )
     cost = f"Cost: {percentage(mixture.float_share_percent)} of the convolutions' products in float"
     return [*lines, f"{cost}{_latency_change(mixture)}."]
+
+
+def _missed_limit(mixture: FloatMixture) -> str:
+    if mixture.sqnr_db >= ENOUGH_SQNR_DB:
+        agreement = percentage(mixture.agreement)
+        return f"Only {agreement} of them have FP32's class, less than {ENOUGH_AGREEMENT:g} %"
+    return f"It stays below {ENOUGH_SQNR_DB:g} dB"
 
 
 def _latency_change(mixture: FloatMixture) -> str:
@@ -155,8 +172,7 @@ def _latency_change(mixture: FloatMixture) -> str:
         return ""
     if low <= 1 <= high:
         return "; no measurable change of the latency of one image on a CPU"
-    change = f"{percentage(100 * abs(ratio - 1))} {'more' if ratio > 1 else 'less'} time"
-    return f"; one image takes {change} with ONNX Runtime on all cores"
+    return f"; one image takes {factor(ratio)} times as long with ONNX Runtime on all cores"
 
 
 def _noise(graph: str, layers: Sequence[LayerCost]) -> Figure:
@@ -168,31 +184,38 @@ def _noise(graph: str, layers: Sequence[LayerCost]) -> Figure:
             axis="noise, in % of the signal's power",
             description=f"Noise at the logits of {graph} by layer, in % of the signal's power.",
         ),
-        caption=f"The noisiest layers of {graph}. This is the INT8 graph of the bundle that agrees "
-        "least with FP32 on the golden images. A longer bar is worse: noise at the logits, the "
-        "network's outputs, when only the layer's input, or only its weights, are quantised, "
-        "whichever is worse.",
+        caption=f"The noisiest layers of {graph}, the INT8 graph of the bundle with the lowest "
+        "agreement on the golden images, or the lowest SQNR of equal ones. A longer bar is worse: "
+        "noise at the logits, the network's outputs, when only the layer's input, or only its "
+        "weights, are quantised, whichever is worse. Layers that share their input share its "
+        "noise.",
     )
 
 
-def _histogram(values: ActivationHistogram) -> Figure:
-    ranges = (
-        f"values from {values.low:.3g} to {values.high:.3g}, quantisation range from "
-        f"{values.range_low:.3g} to {values.range_high:.3g}"
+def _histogram(graph: str, values: ActivationHistogram) -> Figure:
+    low, high, range_low, range_high = (
+        f"{value:#.3g}".removesuffix(".")
+        for value in (values.low, values.high, values.range_low, values.range_high)
     )
+    ranges = f"values from {low} to {high}, quantisation range from {range_low} to {range_high}"
     inside = values.range_low <= values.low and values.high <= values.range_high
     clipped = "" if inside else "; values outside are clipped"
+    drawing = svg.histogram(
+        values.heights,
+        values.low,
+        values.high,
+        (values.range_low, values.range_high),
+        axis="value of the activation",
+        y_label="number of values (logarithmic)",
+        description=f"Histogram of {values.tensor}: {ranges}",
+    )
+    has_clipped_bars = 'class="clipped"' in drawing
     return Figure(
-        svg=svg.histogram(
-            values.heights,
-            values.low,
-            values.high,
-            (values.range_low, values.range_high),
-            axis="value of the activation",
-            y_label="number of values (logarithmic)",
-            description=f"Histogram of {values.tensor}: {ranges}",
+        svg=drawing,
+        caption=f"Activations of {values.tensor} on the calibration images, which have much of the "
+        f"quantisation noise of {graph}. {ranges[0].upper()}{ranges[1:]}.",
+        legend=(
+            ("mark0", f"quantisation range{clipped}"),
+            *((("clipped", "clipped values"),) if has_clipped_bars else ()),
         ),
-        caption=f"Activations of {values.tensor} on the calibration images. "
-        f"{ranges[0].upper()}{ranges[1:]}.",
-        legend=(("mark0", f"quantisation range{clipped}"),),
     )

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from shlex import quote
 
 from resdeploy.bundle.manifest import graph_name
+from resdeploy.report.latency import possibly_fastest
 from resdeploy.result_files.benchmark import Benchmark, Timing
 from resdeploy.result_files.comparison import Comparison
 from resdeploy.result_files.verification import ArtifactResult, Verification
 from resdeploy.statistics import Verdict
 from resdeploy.tables import joined
 
+OPENVINO = "openvino"
+CPU_BACKENDS = ("onnxruntime-cpu", OPENVINO)
+CPU_GRAPHS = ("int8-cpu", "fp32")
+ORDER = ("int8-cpu", "int8", "fp16", "fp32")  # in which `serve` tries them on its machine
 GOOD = (Verdict.PASS, Verdict.REPRODUCED)
 UNVERIFIED = (
     "Before you deploy, measure the accuracy on pictures of your own. FOLDER holds them in one "
@@ -54,16 +59,51 @@ def recommendation(
         verify = f"resdeploy verify {name} --data FOLDER --json > verification.json"
         return Recommendation(UNVERIFIED, (verify, bench, report))
     good = [line for line in verifications[0].results if line.verdict in GOOD]
-    if not good:
-        return Recommendation("Deploy no file of this bundle: none passed the verification.")
+    usable = _usable(good)
+    if not usable:
+        return Recommendation(
+            "Deploy no file on this machine: none that is made for it passed the verification."
+        )
+    if any(line.backend == OPENVINO for line in usable):
+        bench = bench.replace(" --output", f" --also {OPENVINO} --output")
     matching = [result for result in benchmarks if _same_bundle(result, verifications[0])]
-    fastest = _fastest(good, matching[0]) if matching else ""
-    if fastest:
-        return Recommendation(fastest)
-    files = ", ".join(dict.fromkeys(map(_file, good)))
+    timings = matching[0].results if matching else ()
+    pairs = {_pair(line): line for line in usable}
+    measured = [timing for timing in timings if _pair(timing) in pairs]
+    untimed = [pair for pair in pairs if pair not in map(_pair, measured)]
+    if not measured:
+        sentence = f"Deploy one of these, which passed the verification: {joined(untimed)}."
+        return Recommendation(f"{sentence} This command finds the fastest:", (bench,))
+    if untimed:
+        times = "Before you deploy, measure also the latency of"
+        return Recommendation(
+            f"{times} {joined(untimed)}, which passed the verification:", (bench,)
+        )
+    fastest = possibly_fastest(measured)
+    best = min(fastest, key=lambda timing: _place(pairs[_pair(timing)]))
+    reason = "the fastest" if len(fastest) == 1 else "not measurably slower than any other"
+    serve = f"--backend {best.contender} --precision {best.precision}"
     return Recommendation(
-        f"Deploy one of the files that passed: {files}. This command finds the fastest:", (bench,)
+        f"Deploy {_pair(best)}: of the files for this machine that passed the verification, it is "
+        f"{reason}:",
+        (f"resdeploy serve {name} {serve}",),
     )
+
+
+def _usable(good: Sequence[ArtifactResult]) -> list[ArtifactResult]:
+    """Return the lines that `serve` considers on this machine: those of a GPU, if there are any.
+
+    A CPU computes the graphs for other machines only to check them.
+    """
+    gpu = [line for line in good if line.backend not in CPU_BACKENDS]
+    cpu = [line for line in good if graph_name(line.precision, line.encoding) in CPU_GRAPHS]
+    return gpu or cpu
+
+
+def _place(line: ArtifactResult) -> tuple[int, bool]:
+    """Return the place of a line among equally fast ones; OpenVINO takes longer to start."""
+    graph = graph_name(line.precision, line.encoding)
+    return [*ORDER, graph].index(graph), line.backend == OPENVINO
 
 
 def _replacement(result: Comparison) -> str:
@@ -86,25 +126,6 @@ def _same_bundle(result: Benchmark, verification: Verification) -> bool:
     return same and first.device.name == second.device.name
 
 
-def _fastest(good: Sequence[ArtifactResult], benchmark: Benchmark) -> str:
-    """Return which file to deploy, or nothing if none of the `good` ones was timed."""
-    allowed = {(line.backend, _file(line)) for line in good}
-    timings = [
-        timing for timing in benchmark.results if (timing.contender, _file(timing)) in allowed
-    ]
-    if not timings:
-        return ""
-    best = max(timings, key=lambda timing: timing.images_per_second)
-    untimed = sorted({backend for backend, _ in allowed} - {timing.contender for timing in timings})
-    timed, rest = "", ""
-    if untimed:
-        timed = " and were timed"
-        rest = f"; {joined(untimed)} passed, too, and {'were' if untimed[1:] else 'was'} not timed"
-    return (
-        f"Deploy {_file(best)} with the backend {best.contender}: of the files that passed the "
-        f"verification{timed}, it is the fastest on this machine{rest}."
-    )
-
-
-def _file(line: ArtifactResult | Timing) -> str:
-    return f"{graph_name(line.precision, line.encoding)}.onnx"
+def _pair(line: ArtifactResult | Timing) -> str:
+    backend = line.contender if isinstance(line, Timing) else line.backend
+    return f"{graph_name(line.precision, line.encoding)}.onnx with {backend}"

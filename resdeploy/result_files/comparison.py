@@ -65,13 +65,14 @@ class AccuracyChange:
     """The number of images that only the second bundle classifies correctly."""
     drop: float
     drop_low: float
-    """One-sided lower 95 % confidence bound of the drop; `drop_high` is the upper bound."""
+    """One-sided lower 95 % confidence bound of the drop; `drop_high` is the upper bound. Both are 0
+    for FP32 graphs of the same weights and pre-processing of which no prediction differs."""
     drop_high: float
     different: int
     """The number of images whose logits differ in any bit; 0 makes the drop exactly 0."""
     images_to_decide: int | None
     """The estimated number of images for a conclusive verdict, also if there were more; None if no
-    number is enough, or if all logits are bit-identical."""
+    number is enough, or if none is needed, because both bounds are 0."""
     verdict: Verdict
 
 

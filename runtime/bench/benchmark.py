@@ -51,6 +51,7 @@ from resdeploy.runtime.bench.stopping_rule import relative_width
 from resdeploy.runtime.bench.summary import summarise
 from resdeploy.runtime.energy.meter import find_sources
 from resdeploy.runtime.energy.source import PowerSource
+from resdeploy.tables import factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,16 +187,17 @@ def wide_intervals(timings: Sequence[Timing], within: float) -> list[str]:
     widths = [
         (
             relative_width(t.speedup, t.speedup_low, t.speedup_high),
-            f"{t.contender} {graph_name(t.precision, t.encoding)}",
+            f"{t.contender} {graph_name(t.precision, t.encoding)} "
+            f"({factor(t.speedup_low)} to {factor(t.speedup_high)})",
         )
         for t in timings
         if t.speedup and t.speedup_low and t.speedup_high
     ]
-    wide = [f"{name} ({100 * width:.0f} %)" for width, name in widths if width > within]
+    wide = [name for width, name in widths if width > within]
     if not wide:
         return []
     return [
-        f"the intervals of these speed-ups are wider than the {100 * within:g} % of --within: "
+        f"the intervals of these speed-ups are wider than {100 * within:g} % of the speed-up: "
         f"{', '.join(wide)}; measure longer with --time-limit and --seconds"
     ]
 

@@ -105,10 +105,25 @@ def compare_accuracies(
                 f"{data} for {bundle.path}",
                 only_order=side == 1,
             )
+    same_network = _has_same_network(first, second)
     return tuple(
-        _accuracy_change(pair[0], [np.concatenate(parts) for parts in sides], count, data, max_drop)
+        _accuracy_change(
+            pair[0],
+            [np.concatenate(parts) for parts in sides],
+            count,
+            data,
+            max_drop,
+            is_same=same_network and pair[0].artifact.precision is Precision.FP32,
+        )
         for pair, sides, count in zip(pairs, correct, different)
     )
+
+
+def _has_same_network(first: Bundle, second: Bundle) -> bool:
+    """Return True if both have the same weights and pre-processing; exports may round apart."""
+    weights = [bundle.manifest.model.get("source_sha256") for bundle in (first, second)]
+    same_input = first.manifest.preprocessing == second.manifest.preprocessing
+    return weights[0] is not None and weights[0] == weights[1] and same_input
 
 
 def judge_drop(paired: PairedAccuracy, max_drop: float) -> Verdict:
@@ -143,9 +158,12 @@ def _accuracy_change(
     different: int,
     data: Path | None,
     max_drop: float,
+    *,
+    is_same: bool,
 ) -> AccuracyChange:
     paired = pair_predictions(correct[0], correct[1])
-    verdict = judge_drop(paired, max_drop) if different else Verdict.PASS
+    is_measured = bool(different) and not (is_same and paired.lost == paired.gained == 0)
+    verdict = judge_drop(paired, max_drop) if is_measured else Verdict.PASS
     if data is None and verdict is Verdict.PASS:
         verdict = Verdict.REPRODUCED  # golden images do not judge accuracy
     return AccuracyChange(
@@ -158,10 +176,10 @@ def _accuracy_change(
         lost=paired.lost,
         gained=paired.gained,
         drop=paired.drop,
-        drop_low=paired.drop_lower_bound() if different else 0.0,
-        drop_high=paired.drop_upper_bound() if different else 0.0,
+        drop_low=paired.drop_lower_bound() if is_measured else 0.0,
+        drop_high=paired.drop_upper_bound() if is_measured else 0.0,
         different=different,
-        images_to_decide=images_for_drop(paired, max_drop) if different else None,
+        images_to_decide=images_for_drop(paired, max_drop) if is_measured else None,
         verdict=verdict,
     )
 

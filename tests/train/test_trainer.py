@@ -524,7 +524,7 @@ def test_the_held_out_images_are_recorded_and_used_again(
     assert run_folder.load_state(Path("run")).position.epochs_done == 1
     result = resume(Path("run"))
     assert (result.held_out, result.train_images, result.val_images) == (True, 48, 12)
-    assert "measured on 12 held-out images" in training_text(result)
+    assert "measured on 12 validation images" in training_text(result)
     document = Path("run/state.json")
     document.write_text(document.read_text().replace('"seed": 0', '"seed": 1'))
     with pytest.raises(DataError, match="has files with other names or classes in train"):

@@ -36,7 +36,7 @@ from resdeploy.statistics import wilson_interval
 from resdeploy.tables import percentage, plural
 from resdeploy.train.checkpoint.run import MODEL_FILE
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.data.shards import ImageFile, TarMember, image_content
+from resdeploy.train.data.shards import ImageFile, image_content
 from resdeploy.train.doubts import chance_doubt
 from resdeploy.train.evaluation import Evaluation
 from resdeploy.train.run.curves import curve_figures
@@ -74,7 +74,7 @@ def training_page(
     the files that could not be decoded, and `command` began the run, which another one may have
     finished. Each of `warnings` ends with "; REMEDY".
     """
-    name, kind = shown_path(folder), "held-out" if outcome.held_out else "validation"
+    name = shown_path(folder)
     network = f"{settings['network']} at {size_text(preprocessing.image_size)} pixels"
     measured = int(evaluation.confusion.sum())
     low, high = wilson_interval(int(evaluation.confusion.trace()), measured)
@@ -83,6 +83,8 @@ def training_page(
     doubts = [*warnings, *([chance] if chance else [])]
     chosen = ", which also chose the epoch" if outcome.epochs > 1 else ""
     stopped = f"The training ended before epoch {outcome.planned_epochs}: {outcome.stopped}."
+    is_last = outcome.best_epoch == outcome.planned_epochs
+    longer = "; it is the last one, so more epochs may help" if is_last else ""
     environments = [(name, replace(environment, command=c)) for c in (command, environment.command)]
     return Page(
         title=f"{percentage(evaluation.accuracy, 2)} top-1 accuracy",
@@ -91,10 +93,10 @@ def training_page(
         recommendation="Next, export the network:" if has_learned else "",
         commands=(f"resdeploy export {quote(name)} --fp16 --int8",) if has_learned else (),
         summary=(
-            f"Trained on {outcome.train_images:,} images; measured on {measured:,} {kind} images "
-            f"(95 % interval {low:.1f} to {high:.1f} %){chosen}.",
+            f"Trained on {outcome.train_images:,} images; measured on {measured:,} validation "
+            f"images (95 % interval {low:.1f} to {high:.1f} %){chosen}.",
             f"{MODEL_FILE} holds the network of epoch {outcome.best_epoch}, the most accurate of "
-            f"{outcome.epochs}.",
+            f"{outcome.epochs}{longer}.",
             "Always predicting the most frequent class has an accuracy of "
             f"{percentage(outcome.baseline_accuracy, 2)}.",
             *([stopped] if outcome.stopped else []),
@@ -169,11 +171,10 @@ def _errors(
 
 def _picture(file: ImageFile, preprocessing: Preprocessing, title: str, text: str) -> Picture:
     """Return a file's pixels as the network receives them."""
-    name = file.name if isinstance(file, TarMember) else f"{file.parent.name}/{file.name}"
     stream = io.BytesIO()
     Image.fromarray(load_image(image_content(file), preprocessing)).save(stream, "PNG")
     data = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    return Picture(data=data, title=title, text=text, name=name)
+    return Picture(data=data, title=title, text=text, name=file.name)
 
 
 def _unreadable(names: Sequence[str]) -> Iterator[Section]:

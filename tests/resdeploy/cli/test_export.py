@@ -27,7 +27,7 @@ REMEDY = Remedy(
 def test_a_graph_that_needs_an_action_is_named_as_in_the_report() -> None:
     (line,) = remedy_line(REMEDY, Path("photos.bundle"))
     assert line.startswith("int8-cpu.onnx predicts the class of FP32 for 98.4 % of 128 ")
-    assert "Below 99 %, an action is named here; below 98 %, the export also warns." in line
+    assert "have another class; above 2 %, the export also warns." in line
     assert "Action: export again with --min-agreement 99." in line
     assert line.endswith(" See Layers in photos.bundle/report.html.")
     assert "\n" not in line

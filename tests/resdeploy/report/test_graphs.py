@@ -15,7 +15,7 @@ from resdeploy.report.trade_off import trade_off_blocks
 
 
 def with_quality(manifest: Manifest, **agreements: float) -> Manifest:
-    """Return the manifest with the agreement of INT8 graphs on 128 held-out images."""
+    """Return the manifest with the agreement of INT8 graphs on 128 other images."""
     artifacts = []
     for artifact in manifest.artifacts:
         agreement = agreements.get(artifact.name.replace("-", "_"))
@@ -37,8 +37,8 @@ def tables_of(manifest: Manifest) -> list[Table]:
 def test_each_sentence_names_its_graphs_and_one_set_of_images(tiny_bundle: Bundle) -> None:
     other, golden = export_summary(with_quality(tiny_bundle.manifest, int8=100.0, int8_cpu=90.625))
     assert other == (
-        "At the export, int8.onnx predicted the same class as FP32 for all of the 128 held-out "
-        "images (used for nothing else); int8-cpu.onnx for 90.62 %."
+        "At the export, int8.onnx predicted the same class as FP32 for all of the 128 images not "
+        "used by the calibration; int8-cpu.onnx for 90.62 %."
     )
     assert golden.startswith(
         "At the export, fp32.onnx and fp16.onnx predicted the same class as PyTorch for all of the "
@@ -50,7 +50,7 @@ def test_each_table_of_graphs_has_one_set_of_images(tiny_bundle: Bundle) -> None
     tables = tables_of(with_quality(tiny_bundle.manifest, int8=100.0, int8_cpu=90.625))
     files, others, golden, *_ = tables
     assert files.head[:2] == ("graph", "made for")
-    assert others.caption.startswith("INT8 graphs on 128 held-out images")
+    assert others.caption.startswith("INT8 graphs on 128 images not used by")
     assert [row[:2] for row in others.rows] == [
         ("int8.onnx", "100.00 %"), ("int8-cpu.onnx", "90.62 %"),
     ]  # fmt: skip

@@ -11,6 +11,7 @@ from resdeploy.bundle.analysis import ActivationHistogram, Analysis, FloatMixtur
 from resdeploy.bundle.manifest import Encoding, QualityOrigin
 from resdeploy.pages.blocks import Figure, Table, Text
 from resdeploy.report.layers import layer_blocks, noise_text, remedy_lines
+from resdeploy.result_files.benchmark import LayerTimes
 
 REMEDY = Remedy(
     encoding=Encoding.CPU, options=(), images=32, origin=None, agreement=100.0, sqnr_db=31.0
@@ -48,7 +49,8 @@ def test_the_layers_of_the_report_have_an_action() -> None:
     texts = [block.text for block in layer_blocks(ANALYSIS, None) if isinstance(block, Text)]
     assert texts == [
         "No action is needed: int8-cpu.onnx predicts the class of FP32 for 100.0 % of 32 golden "
-        "images. Below 99 %, an action is named here; below 98 %, the export also warns.",
+        "images. An action is named if more than 1 % of them, and more than one, have another "
+        "class; above 2 %, the export also warns.",
         "On the golden images, the SQNR of its logits is 31.0 dB; below 30 dB, an action is named.",
     ]
 
@@ -57,8 +59,8 @@ def test_the_layers_of_the_report_have_an_action() -> None:
     ("origin", "images"),
     [
         (None, "32 golden images"),
-        (QualityOrigin.HELD_OUT, "32 held-out images"),
-        (QualityOrigin.CROSS_VALIDATION, "32 images (by cross-validation)"),
+        (QualityOrigin.HELD_OUT, "32 images not used by the calibration"),
+        (QualityOrigin.CROSS_VALIDATION, "32 images by cross-validation"),
     ],
 )
 def test_the_images_of_an_agreement_are_named(origin: QualityOrigin | None, images: str) -> None:
@@ -67,27 +69,34 @@ def test_the_images_of_an_agreement_are_named(origin: QualityOrigin | None, imag
 
 
 @pytest.mark.parametrize(
-    ("origin", "share"),
+    ("sufficient", "sqnr_db", "end"),
     [
-        (None, "96.9 % of them have FP32's class instead of 97.5 %. "),
-        (QualityOrigin.HELD_OUT, "FP32's class (the share above is of other images). "),
+        (True, 31.2, "The search of the export measures on more images and may keep fewer."),
+        (False, 29.7, "It stays below 30 dB, so layers in float alone may not be enough."),
+        (
+            False, 31.2,
+            "Only 96.9 % of them have FP32's class, less than 99 %, so layers in float alone may "
+            "not be enough.",
+        ),
     ],
-)
-def test_the_effect_of_a_remedy_has_its_images(origin: QualityOrigin | None, share: str) -> None:
+)  # fmt: skip
+def test_of_two_limits_only_the_missed_one_is_named(
+    sufficient: bool, sqnr_db: float, end: str
+) -> None:
     mixture = FloatMixture(
-        layers=("a", "b"), candidates=21, float_share_percent=3.0, agreement=96.9, sqnr_db=31.2,
+        layers=("a", "b"), candidates=21, float_share_percent=3.0, agreement=96.9,
+        sqnr_db=sqnr_db,
         latency_ratio=None, latency_ratio_low=None, latency_ratio_high=None,
     )  # fmt: skip
     needed = dataclasses.replace(
-        REMEDY, origin=origin, agreement=97.5, sqnr_db=28.7, options=("--min-agreement 99",),
-        mixture=mixture, sufficient=True,
+        REMEDY, agreement=97.5, sqnr_db=28.7, options=("--min-agreement 99",), mixture=mixture,
+        sufficient=sufficient,
     )  # fmt: skip
     line = remedy_lines(needed)[3]
-    assert line.startswith(
-        "On the golden images, with 2 of 21 layers in float (a, b), the SQNR is 31.2 dB instead of "
-        "28.7 dB, and "
+    assert line == (
+        "On the golden images, with 2 of 21 layers (additions included) in float (a, b), the SQNR "
+        f"is {sqnr_db} dB instead of 28.7 dB. {end}"
     )
-    assert share in line
 
 
 def test_a_histogram_speaks_of_clipping_only_if_values_are_clipped() -> None:
@@ -96,11 +105,25 @@ def test_a_histogram_speaks_of_clipping_only_if_values_are_clipped() -> None:
     )
     beyond = dataclasses.replace(inside, range_high=1.5)
     blocks = layer_blocks(dataclasses.replace(ANALYSIS, histograms=(inside, beyond)), None)
-    legends = [block.legend for block in blocks if isinstance(block, Figure)][-2:]
-    assert legends == [
+    figures = [block for block in blocks if isinstance(block, Figure)][-2:]
+    assert [figure.legend for figure in figures] == [
         (("mark0", "quantisation range"),),
-        (("mark0", "quantisation range; values outside are clipped"),),
+        (("mark0", "quantisation range; values outside are clipped"),),  # no whole bar is outside
     ]
+    assert figures[1].caption == (
+        "Activations of x on the calibration images, which have much of the quantisation noise of "
+        "int8-cpu.onnx. Values from 0.00 to 2.00, quantisation range from 0.00 to 1.50."
+    )
+    far = dataclasses.replace(inside, range_high=0.5)
+    *_, figure = layer_blocks(dataclasses.replace(ANALYSIS, histograms=(far,)), None)
+    assert isinstance(figure, Figure)
+    assert figure.legend[1:] == (("clipped", "clipped values"),)
+
+
+def test_times_of_layers_are_shares_of_their_sum() -> None:
+    times = LayerTimes("int8-cpu.onnx", {"good": 0.3, "bad": 0.1})
+    (table,) = (block for block in layer_blocks(ANALYSIS, times) if isinstance(block, Table))
+    assert [row[-1] for row in table.rows] == ["75.0 %", "25.0 %", "-"]
 
 
 def test_the_table_has_the_noise_in_percent() -> None:

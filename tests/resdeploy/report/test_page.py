@@ -238,6 +238,23 @@ def test_upright_heads_stand_over_their_columns(
     assert max(distances) < 1
 
 
+def test_long_row_names_of_a_matrix_stay_in_place(
+    browser: webdriver.Chrome, image_data: Path, tmp_path: Path
+) -> None:
+    names = tuple(f"{name} on a leather strap, brown or black" for name in "abc")
+    (tmp_path / "x.html").write_bytes(to_html(page_of_a_run(image_data, classes=names)))
+    with shown(browser, width=320):
+        browser.get((tmp_path / "x.html").as_uri())
+        region = browser.find_element(By.CSS_SELECTOR, ".scroll:has(.matrix)")
+        name = region.find_element(By.CSS_SELECTOR, "tbody th")
+        head = region.find_element(By.CSS_SELECTOR, "thead")
+        browser.execute_script("arguments[0].scrollLeft = 60", region)
+        assert browser.execute_script("return arguments[0].scrollLeft", region) > 0
+        assert name.rect["x"] == region.rect["x"]
+        assert name.rect["width"] < region.rect["width"] / 2
+        assert head.size["height"] < 160
+
+
 def test_no_line_ends_within_an_option(browser: webdriver.Chrome, paths: dict[str, Path]) -> None:
     browser.get(paths["training"].as_uri())
     code = browser.find_element(By.CSS_SELECTOR, "header code")

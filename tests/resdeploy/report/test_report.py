@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resdeploy.benchmark_process.roofline import Ceilings
+from resdeploy.benchmark_process.roofline import Ceilings, roofline
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Encoding, ExportWarning, write_manifest
 from resdeploy.cli.verify import verification_text
@@ -28,6 +29,7 @@ from resdeploy.report.comparison import comparison_text
 from resdeploy.report.contents import BundleContents
 from resdeploy.report.latency import benchmark_section
 from resdeploy.report.report import ReportInputs, make_page, report
+from resdeploy.result_files.benchmark import Benchmark
 from resdeploy.result_files.comparison import LatencyChange, LayerChange
 from resdeploy.result_files.verification import ArtifactResult, Verification
 from resdeploy.runtime.verification.verify import verify
@@ -122,7 +124,9 @@ def test_the_sources_of_the_pre_processing_are_named(tiny_bundle: Bundle) -> Non
     assert "(from an option)" in to_html(page).decode()
 
 
-def test_warnings_stand_above_everything(tiny_bundle: Bundle, verification: Verification) -> None:
+def test_warnings_stand_between_the_advice_and_the_summary(
+    tiny_bundle: Bundle, verification: Verification
+) -> None:
     doubts = tuple(
         ExportWarning(message=f"{name} is bad <b>", hint="mend | it", artifacts=(name,))
         for name in ("int8", "int8-cpu")
@@ -140,10 +144,14 @@ def test_warnings_stand_above_everything(tiny_bundle: Bundle, verification: Veri
     assert page.warnings == ((("int8 is bad <b>", "int8-cpu is bad <b>"), "mend | it"),)
     text = to_html(page).decode()
     assert text.count('<div class="warning" role="note">') == 1
-    assert text.index('class="warning"') < text.index('class="verdict')
+    order = ('class="verdict', 'class="recommendation', 'class="warning"', 'class="summary')
+    places = [text.index(name) for name in order]
+    assert places == sorted(places)
     assert "int8-cpu is bad &lt;b&gt;" in text
     lines = to_markdown(page).splitlines()
-    assert lines[2:4] == ["> [!WARNING]", "> **int8 is bad &lt;b&gt;**"]
+    first = lines.index("> [!WARNING]")
+    assert lines[first + 1] == "> **int8 is bad &lt;b&gt;**"
+    assert not any(line.startswith("* ") for line in lines[:first])
     assert r"> mend \| it" in lines
 
 
@@ -173,7 +181,7 @@ def test_a_warning_without_a_hint_has_no_remedy(verification: Verification) -> N
     doubt = ExportWarning(message="few images", hint="")
     page = page_of(verifications=[replace(verification, warnings=(doubt,))])
     assert "Remedy" not in to_html(page).decode()
-    assert to_markdown(page).splitlines()[2:5] == ["> [!WARNING]", "> **few images**", ""]
+    assert "> [!WARNING]\n> **few images**\n\n" in to_markdown(page)
 
 
 def test_the_baseline_has_no_agreement_with_itself(verification: Verification) -> None:
@@ -351,7 +359,7 @@ def test_the_numbers_on_a_page_are_those_of_the_json(verification: Verification)
     )
     times, answers = jsonable(measured)["results"], jsonable(verification)["results"]
     shown = {
-        ("p50", "p90", "p99", "images/s", "speed-up"): (
+        ("p50 in ms", "p90 in ms", "p99 in ms", "images/s", "speed-up"): (
             times, ("p50_ms", "p90_ms", "p99_ms", "images_per_second", "speedup"),
         ),
         ("cold start",): (times, ("cold_start_s",)),
@@ -388,34 +396,117 @@ def test_a_bound_of_nothing_is_said_in_words(verification: Verification, bound: 
         assert sentence.startswith("No graph is more than 0.50 points less accurate than FP32 (")
 
 
-def test_the_fastest_file_that_passed_is_to_be_deployed(verification: Verification) -> None:
-    def advice(*results: ArtifactResult, **environment: Any) -> str:
-        measured = replace(benchmark(), environment=replace(facts, **environment))
-        judged = replace(verification, results=results)
-        return page_of(verifications=[judged], benchmarks=[measured]).recommendation
+def advice_of(
+    verification: Verification, results: Sequence[ArtifactResult], measured: Benchmark
+) -> tuple[str, tuple[str, ...]]:
+    """Return the advice of a page about these results of the bundle and machine of both."""
+    judged = replace(verification, results=tuple(results))
+    page = page_of(verifications=[judged], benchmarks=[measured])
+    return page.recommendation, page.commands
 
-    own = verification.environment
-    facts = replace(
-        benchmark().environment, bundle=own.bundle, model=own.model, image_size=own.image_size,
-        device=own.device,
-    )  # fmt: skip
-    results = [replace(r, verdict=Verdict.PASS) for r in verification.results]
-    assert advice(*results).startswith("Deploy int8-cpu.onnx with the backend onnxruntime-cpu: ")
+
+def own_benchmark(verification: Verification, **environment: Any) -> Benchmark:
+    own, measured = verification.environment, benchmark()
+    facts = {name: getattr(own, name) for name in ("bundle", "model", "image_size", "device")}
+    return replace(measured, environment=replace(measured.environment, **{**facts, **environment}))
+
+
+def passed_on_onnxruntime(verification: Verification) -> list[ArtifactResult]:
+    """Return the results without those of OpenVINO, which is not installed everywhere."""
+    lines = (line for line in verification.results if line.backend == "onnxruntime-cpu")
+    return [replace(line, verdict=Verdict.PASS) for line in lines]
+
+
+def test_the_fastest_file_that_passed_is_to_be_deployed(verification: Verification) -> None:
+    results = passed_on_onnxruntime(verification)
+    measured = own_benchmark(verification)
+    sentence, commands = advice_of(verification, results, measured)
+    assert sentence == (
+        "Deploy int8-cpu.onnx with onnxruntime-cpu: of the files for this machine that passed the "
+        "verification, it is the fastest:"
+    )
+    name = verification.environment.bundle
+    assert commands == (f"resdeploy serve {name} --backend onnxruntime-cpu --precision int8",)
     # A file that did not pass is no candidate, however fast it is.
     slower = [r for r in results if r.encoding is not Encoding.CPU]
     failed = [replace(r, verdict=Verdict.FAIL) for r in results if r.encoding is Encoding.CPU]
-    assert advice(*slower, *failed).startswith("Deploy fp32.onnx with the backend onnxruntime-cpu")
-    elsewhere = replace(results[0], backend="openvino")
-    assert advice(*results, elsewhere).endswith(
-        "verification and were timed, it is the fastest on this machine; openvino passed, too, and "
-        "was not timed."
+    sentence, _ = advice_of(verification, [*slower, *failed], measured)
+    assert sentence.startswith("Deploy fp32.onnx with onnxruntime-cpu: ")
+    sentence, commands = advice_of(verification, failed, measured)
+    assert sentence.startswith("Deploy no file on this machine: ")
+    assert not commands
+
+
+def test_equally_fast_files_are_in_the_order_of_serve(verification: Verification) -> None:
+    results = passed_on_onnxruntime(verification)
+    measured = own_benchmark(verification)
+    fp32 = replace(timing(ms=18.0), speedup_low=3.0, speedup_high=6.0)
+    eager, _, int8 = measured.results
+    sentence, _ = advice_of(verification, results, replace(measured, results=(eager, fp32, int8)))
+    assert sentence.startswith("Deploy int8-cpu.onnx with onnxruntime-cpu: ")
+    assert "it is not measurably slower than any other" in sentence
+
+
+def test_a_passed_backend_that_was_not_timed_is_timed_first(verification: Verification) -> None:
+    results = passed_on_onnxruntime(verification)
+    fp32 = next(r for r in results if (r.precision, r.encoding) == ("fp32", Encoding.FLOAT))
+    measured = own_benchmark(verification)
+    elsewhere = [*results, replace(fp32, backend="openvino")]
+    sentence, commands = advice_of(verification, elsewhere, measured)
+    assert sentence == (
+        "Before you deploy, measure also the latency of fp32.onnx with openvino, which passed the "
+        "verification:"
     )
-    assert advice(*failed) == "Deploy no file of this bundle: none passed the verification."
+    name = verification.environment.bundle
+    assert commands == (f"resdeploy bench {name} --also openvino --output benchmark.json",)
+    # A machine with a GPU is not used for its CPU.
+    _, commands = advice_of(verification, [*elsewhere, replace(fp32, backend="gpu")], measured)
+    assert commands == (f"resdeploy bench {name} --output benchmark.json",)
+
+
+def test_untimed_files_are_named_with_their_backend(verification: Verification) -> None:
+    results = passed_on_onnxruntime(verification)
     # Times of another bundle or machine say nothing about these files.
     for other in ({"bundle": "other.bundle"}, {"device": Device(cpu="another")}):
-        assert advice(*results, **other).startswith(
-            "Deploy one of the files that passed: fp32.onnx"
+        sentence, _ = advice_of(verification, results, own_benchmark(verification, **other))
+        assert re.fullmatch(  # neither int8.onnx nor fp16.onnx, which are for GPUs
+            r"Deploy one of these, which passed the verification: "
+            r"(fp32|int8-cpu)\.onnx with onnxruntime-cpu and (fp32|int8-cpu)\.onnx with "
+            r"onnxruntime-cpu\. This command finds the fastest:",
+            sentence,
         )
+
+
+def test_a_fast_contender_with_a_wide_interval_is_not_called_the_fastest() -> None:
+    measured = benchmark()
+    (sentence,) = page_of(benchmarks=[measured]).summary
+    assert sentence.startswith("The fastest contender is onnxruntime-cpu with int8-cpu: ")
+    wide = replace(measured.results[1], speedup_high=44.8)
+    noisy = replace(measured, results=(measured.results[0], wide, measured.results[2]))
+    (sentence,) = page_of(benchmarks=[noisy]).summary
+    assert sentence.startswith("Most images per second: onnxruntime-cpu with int8-cpu: ")
+    assert "Intervals are wider than a factor of 2" in sentence
+
+
+def test_the_share_of_the_limit_follows_from_the_points_of_the_roofline() -> None:
+    measured = benchmark()
+    work, ceilings = measured.work, measured.ceilings
+    assert work
+    assert ceilings
+    limit = roofline(work, ceilings, "int8", 1)
+    assert limit
+    # The mean of all calls is another than the median of the rounds.
+    fast = replace(
+        measured.results[2], round_ms=(limit.ms / 1.9,), limit_share=1.9, images_per_second=1.0
+    )
+    section = benchmark_section(replace(measured, results=(fast,)))
+    tables = {block.caption.partition(".")[0]: block for block in section.blocks
+              if isinstance(block, Table)}  # fmt: skip
+    ((_, rate, intensity),) = tables["Points of the roofline"].rows
+    assert ceilings.bytes_per_second
+    highest = min(float(intensity) * ceilings.bytes_per_second / 1e9, 600)
+    assert float(rate) / highest == pytest.approx(1.9, rel=0.01)
+    assert "A share above 100 %: the limit counts all data" in tables["Resources"].caption
 
 
 EXCEEDED = "the accuracy drop of int8-cpu is 0.75 points, 0.55 above the limit of 0.2 points"
@@ -451,10 +542,10 @@ def test_a_comparison_says_what_to_do_and_which_limit_decides(
     last = comparison_text(result).splitlines()[-1]
     assert last.startswith(f"verdict: {verdict.value}; ")
     assert (EXCEEDED in last, OPEN in last) == (reason == EXCEEDED, reason == OPEN)
-    table, note, plot = page.sections[0].blocks
+    table, plot = page.sections[0].blocks
     assert isinstance(table, Table)
     assert "pass if both bounds are at most 0.2, the limit" in table.caption
-    assert isinstance(note, Text)
+    assert (table.head[-1], table.rows[0][-1]) == ("images to decide", "1,200")
     assert isinstance(plot, Figure)
     assert plot.legend[1] == ("mark1", "limit: 0.2 points")
 
@@ -470,8 +561,8 @@ def test_a_slowdown_and_a_missing_graph_are_reasons_to_fail() -> None:
         comparison(Verdict.FAIL), latency=(slow, slower), missing=("int8",), added=("int8-dla",)
     )
     assert page_of(comparisons=[result]).summary[2:4] == (
-        "The slowdown of openvino fp16 (and of 1 more graph) is 20.0 %, 15.0 points above the "
-        "limit of 5 %.",
+        "The slowdown of openvino fp16 is 20.0 %, 15.0 points above the limit of 5 % (also fail: "
+        "1 more graph).",
         "Missing in new.bundle: int8.",
     )
     facts = page_of(comparisons=[result]).sections[0].blocks[-1]
@@ -504,11 +595,13 @@ def test_an_inconclusive_comparison_names_the_graph_that_may_be_the_worst() -> N
     wide = replace(change, artifact="fp32", drop=-0.1, drop_high=0.9)
     result = replace(comparison(), accuracy=(change, wide), latency=(fp32, cpu))
     _, drop, slowdown, *_ = page_of(comparisons=[result]).summary
-    assert drop.startswith(
-        "The accuracy drop of fp32 (and of 1 more graph) is between -0.20 and +0.90"
+    assert drop == (  # the interval is not that of the other graph
+        "The accuracy drop of fp32 is between -0.20 and +0.90 points, limit 0.2 points (also "
+        "inconclusive: 1 more graph)."
     )
-    assert slowdown.startswith(
-        "The slowdown of onnxruntime-cpu int8-cpu (and of 1 more graph) is between -10.0 and +128.6"
+    assert slowdown == (
+        "The slowdown of onnxruntime-cpu int8-cpu is between -10.0 and +128.6 %, limit 5 % (also "
+        "inconclusive: 1 more graph)."
     )
     text = comparison_text(result)
     assert "-0.0 %" not in text

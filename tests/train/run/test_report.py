@@ -47,9 +47,10 @@ def page_of_a_run(
     classes: tuple[str, ...] = ("blue", "green", "red"),
     data: str = "/home/someone/data",
     lines: Any = METRICS,
+    epochs: int = 9,
 ) -> Page:
     images = dataclasses.replace(read_splits(image_data).val, classes=classes)
-    config = TrainingConfig(data=data, patience=1, epochs=9)
+    config = TrainingConfig(data=data, patience=1, epochs=epochs)
     splits = DataSplits(images, images, held_out=True)
     return training_page(
         Path("/home/someone/runs/one"),
@@ -80,13 +81,15 @@ def test_the_report_shows_matrix_mistakes_and_settings(image_data: Path) -> None
     assert "label smoothing" in text
     assert "<strong>the images are few</strong></p><p>Remedy: add more.</p>" in text
     assert "(&lt; 1 %), predicted red (90 %)" in text
-    assert re.search(r"<br>\w+/<wbr>\w+\.\w+</figcaption>", text)  # a line may end after "/"
+    assert re.search(r"<br>\w+\.\w+</figcaption>", text)  # the folder is the true class
     assert f"resnet10 at {SIZE} pixels, 3 classes; training run one, on 2026-11-24 on " in text
     assert (
-        "measured on 20 held-out images (95 % interval 43.3 to 81.9 %), which also chose the epoch."
-        in text
+        "measured on 20 validation images (95 % interval 43.3 to 81.9 %), which also chose the "
+        "epoch." in text
     )
     assert "model.safetensors holds the network of epoch 3, the most accurate of 4." in text
+    longer = to_html(page_of_a_run(image_data, epochs=3, lines=METRICS[:3])).decode()
+    assert "the most accurate of 3; it is the last one, so more epochs may help." in longer
     assert "<pre><code>resdeploy export one --fp16 --int8</code></pre>" in whole.partition("<h2")[0]
     assert '<span class="option">--fp16</span>' in text  # no line ends within an option
     # One command began the run, another one ended it.
