@@ -21,6 +21,9 @@ HEAD = """# Commands
 
 The same texts as `resdeploy COMMAND --help`, made from the command line itself. Each option is
 followed by its values."""
+CODE = re.compile(r"(?<!<pre>)<code>([^<]*)</code>")  # within a text
+HYPHENATED = re.compile(r"(?<![\w./=&-])[\w./=-]*-[\w./=-]*")
+LONGEST_WORD = 32  # characters that fit on a line of a phone
 # A link in `docs/` to a file of the repository, such as `../deploy/ci/resdeploy.yml`.
 OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#]+)")
 
@@ -39,6 +42,16 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Return the text of a page with links to the copies of files outside of `docs/`."""
     return OUTSIDE.sub(r"\1", markdown)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Return the HTML of a page whose options in the text are not broken at their hyphens."""
+    return CODE.sub(lambda code: f"<code>{HYPHENATED.sub(_whole_word, code[1])}</code>", html)
+
+
+def _whole_word(word: re.Match[str]) -> str:
+    is_short = len(word[0]) <= LONGEST_WORD
+    return f'<span class="whole">{word[0]}</span>' if is_short else word[0]
 
 
 def command_reference(group: click.Group) -> str:
