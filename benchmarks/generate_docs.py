@@ -128,10 +128,10 @@ def training_table(documents: Sequence[Training]) -> PerformanceTable:
         title="",
         text=f"`python -m benchmarks.training`: a resnet34 at "
         f"{size_text(first.image_size)} pixels, batch {first.batch_size}. The reference is a plain "
-        "FP32 loop with DataLoader and Pillow; all loops take turns.\n\n* Waiting for images: share "
-        "of the time in which the network waits for images.\n* Share of the matrix product: "
-        "arithmetic rate of the loop, as a share of that of the fastest matrix product which was "
-        "measured in the same precision.",
+        "FP32 loop with DataLoader and Pillow; all loops take turns.\n\n"
+        "* Waiting for images: share of the time in which the network waits for images.\n"
+        "* Share of the matrix product: arithmetic rate of the loop, as a share of that of the "
+        "fastest matrix product which was measured in the same precision.",
         table=markdown_table(TRAINING_HEAD, rows, text_columns=2),
         origin=origin([document.environment for document in documents]),
     )

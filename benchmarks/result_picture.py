@@ -58,7 +58,8 @@ def make_result_picture(latency: Sequence[Benchmark], quantization: Quantization
             f"Changed predictions: {_network(quantization.environment)}, {QUANTIZATION_DATA}",
             bars(
                 [(name, share, f"{share:.2f} %") for name, share in changed],
-                axis=f"% of {quantization.validation_images:,} images: predicted class is not FP32's",
+                axis=f"% of {quantization.validation_images:,} images; the predicted class is not "
+                "that of FP32",
                 description="Changed predictions.",
             ),
         ),

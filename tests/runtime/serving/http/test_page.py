@@ -192,7 +192,9 @@ def test_an_invalid_picture_shows_an_error(page: webdriver.Chrome, tmp_path: Pat
     until(page, lambda: element(page, "undecoded").get_attribute("textContent"))
     assert not element(page, "preview").is_displayed()
     assert not element(page, "undecoded").is_displayed()  # the error says enough
-    page.execute_script("byId('error').hidden = true")  # the server decodes what this browser cannot
+    page.execute_script(
+        "byId('error').hidden = true"
+    )  # the server decodes what this browser cannot
     assert element(page, "undecoded").text == "cat.png cannot be shown"
 
 
