@@ -11,7 +11,7 @@ INSTALL = PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip ins
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: .venv/demo ## Train, export, verify and benchmark on handwritten digits (2 to 4 minutes)
+demo: .venv/demo ## Train, export, verify and benchmark on handwritten digits (about 3 minutes)
 	$(BIN)/resdeploy demo --force
 
 environments: .venv/dev ## Download the environments of some tests: aarch64, Python 3.10 to 3.13

@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.result_picture import make_result_picture
 from benchmarks.results import (
     QUANTIZATION,
+    QUANTIZATION_DATA,
     QUANTIZATION_HEAD,
     TRAINING,
     TRAINING_HEAD,
@@ -46,7 +47,7 @@ These tables are generated from the files in `docs/results`, which the named scr
 The date and the machine are below each table. On another machine the figures differ.
 """
 LIMIT = (
-    " Share of the limit: the speed as a share of the highest one that the measured rates of "
+    "\n* Share of the limit: the speed as a share of the highest one that the measured rates of "
     "matrix products and of copies allow ([roofline model](benchmarks.md#the-limit-of-the-machine))"
     ". It can be above 100 %: the limit assumes that all data move from memory and that no kernel "
     "is faster than the measured one. Data in the caches move faster, and some kernels are faster."
@@ -106,9 +107,11 @@ def benchmark_table(documents: Sequence[Benchmark]) -> PerformanceTable:
         title=_processor(first.device),
         text=f"`python -m benchmarks.latency`: {first.model} at {size_text(first.image_size)} "
         f"pixels, batch {documents[0].results[0].batch}. Every contender has its own process; all "
-        "take turns. Speed-ups are against PyTorch eager; they are computed from the ratios within "
-        "rounds, not from the column median. On a CPU, graphs in float16 are computed "
-        "in float32." + (LIMIT if has_limit else ""),
+        "take turns. On a CPU, graphs in float16 are computed in float32. Not every run had all "
+        "contenders: pytorch-autocast needs bfloat16 arithmetic, and some runs left out "
+        "pytorch-compile, pytorch-autocast or fp16; the file of all figures has the command.\n\n"
+        "* Speed-up: against PyTorch eager; it is computed from the ratios within rounds, and not "
+        "from the column median." + (LIMIT if has_limit else ""),
         table=markdown_table(
             [*head, *(["share of the limit"] if has_limit else [])], rows, text_columns=3
         ),
@@ -125,9 +128,10 @@ def training_table(documents: Sequence[Training]) -> PerformanceTable:
         title="",
         text=f"`python -m benchmarks.training`: a resnet34 at "
         f"{size_text(first.image_size)} pixels, batch {first.batch_size}. The reference is a plain "
-        "FP32 loop with DataLoader and Pillow; all loops take turns. Share of the matrix product: "
-        "arithmetic rate as a share of that of the fastest matrix product measured in the same "
-        "precision.",
+        "FP32 loop with DataLoader and Pillow; all loops take turns.\n\n"
+        "* Waiting for images: share of the time in which the network waits for images.\n"
+        "* Share of the matrix product: arithmetic rate of the loop, as a share of that of the "
+        "fastest matrix product which was measured in the same precision.",
         table=markdown_table(TRAINING_HEAD, rows, text_columns=2),
         origin=origin([document.environment for document in documents]),
     )
@@ -141,14 +145,18 @@ def quantization_table(documents: Sequence[Quantization]) -> PerformanceTable:
     return PerformanceTable(
         section="Accuracy of INT8",
         title="",
-        text=f"`python -m benchmarks.quantization`: a {document.environment.model} with a top-1 "
-        f"accuracy of {document.fp32_top1:.2f} % in FP32 on {document.validation_images:,} images. "
-        f"Figures are means over {draws} random sets of {document.calibration_images} calibration "
-        "images. Every tool has its own environment, and every graph runs in ONNX Runtime. Drop: "
-        "percentage points of top-1 accuracy. Agreement: images with the same predicted class as "
-        "in FP32; range: over the sets. Processor time: that of all "
-        "threads to calibrate and quantise. ONNX Runtime's Entropy has as many bins as quantised "
-        "values by default, so it takes the same ranges as MinMax.",
+        text=f"`python -m benchmarks.quantization`: a {document.environment.model} for "
+        f"{QUANTIZATION_DATA} ({size_text(document.environment.image_size)} pixels, 10 classes), "
+        f"with a top-1 accuracy of {document.fp32_top1:.2f} % in FP32 on "
+        f"{document.validation_images:,} validation images. Figures are means over {draws} random "
+        f"sets of {document.calibration_images} calibration images. Every tool has its own "
+        "environment, and every graph runs in ONNX Runtime.\n\n"
+        "* Drop: percentage points of top-1 accuracy.\n"
+        "* Agreement: images with the same predicted class as in FP32; range: the lowest and the "
+        "highest agreement of the sets.\n"
+        "* Processor time: that of all threads to calibrate and quantise.\n\n"
+        "ONNX Runtime's Entropy has as many bins as quantised values by default, so it takes the "
+        "same ranges as MinMax.",
         table=markdown_table(QUANTIZATION_HEAD[:-2], rows),
         origin=origin([document.environment]),
     )
@@ -166,7 +174,7 @@ def read_tables(folder: Path) -> tuple[dict[str, PerformanceTable], list[str]]:
     """Return the tables by file name without suffix, and a line of text on each other file."""
     tables: dict[str, PerformanceTable] = {}
     others = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.stem):  # latency.json first
         documents = read_documents(path)
         if documents:
             tables[path.stem] = FORMATS[documents[0].schema][1](documents)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from statistics import fmean
 
-from benchmarks.results import Quantization
+from benchmarks.results import QUANTIZATION_DATA, Quantization
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.images.preprocessing import size_text
 from resdeploy.pages.svg import bars
@@ -55,10 +55,11 @@ def make_result_picture(latency: Sequence[Benchmark], quantization: Quantization
             bars(speeds, axis="times as fast as PyTorch eager", description="Speed-ups."),
         ),
         (
-            f"Predictions that INT8 changes: {_network(quantization.environment)}",
+            f"Changed predictions: {_network(quantization.environment)}, {QUANTIZATION_DATA}",
             bars(
                 [(name, share, f"{share:.2f} %") for name, share in changed],
-                axis=f"% of {quantization.validation_images:,} images whose class is not FP32's",
+                axis=f"% of {quantization.validation_images:,} images; the predicted class is not "
+                "that of FP32",
                 description="Changed predictions.",
             ),
         ),

@@ -9,6 +9,7 @@ from statistics import fmean
 from resdeploy.result_files.provenance import Environment
 
 QUANTIZATION = "resdeploy.quantization/2"
+QUANTIZATION_DATA = "CIFAR-10"  # the folder in the command of docs/results/quantization.json
 TRAINING = "resdeploy.training/1"
 QUANTIZATION_HEAD = [
     "quantiser", "top-1", "drop", "agreement", "range", "SQNR", "SQNR, 5th percentile",

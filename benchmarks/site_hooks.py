@@ -21,6 +21,12 @@ HEAD = """# Commands
 
 The same texts as `resdeploy COMMAND --help`, made from the command line itself. Each option is
 followed by its values."""
+BLOCK = re.compile("(<pre>.*?</pre>)", re.DOTALL)
+UNIT = re.compile(r"(?<=\d) (?=%|dB)")
+CODE = re.compile("<code>([^<]*)</code>")
+HYPHENATED = re.compile(r"(?<![\w./=&-])[\w./=-]*(?:-\w|\w-)[\w./=-]*")
+OUTPUT = "<!-- run -->"  # mark of `benchmarks.tutorial`
+LONGEST_WORD = 32  # characters that fit on a line of a phone
 # A link in `docs/` to a file of the repository, such as `../deploy/ci/resdeploy.yml`.
 OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#]+)")
 
@@ -37,8 +43,26 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Return the text of a page with links to the copies of files outside of `docs/`."""
+    """Return the text of a page with links to the copies of files outside of `docs/`.
+
+    A page with outputs of commands has no table of contents beside them, so that they fit.
+    """
+    if OUTPUT in markdown:
+        page.meta["hide"] = ["toc"]
     return OUTSIDE.sub(r"\1", markdown)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Return the HTML of a page that breaks no line in an option, a file name or before a unit."""
+    html = CODE.sub(lambda code: f"<code>{HYPHENATED.sub(_whole_word, code[1])}</code>", html)
+    parts = BLOCK.split(html)
+    parts[::2] = [UNIT.sub("&nbsp;", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _whole_word(word: re.Match[str]) -> str:
+    is_short = len(word[0]) <= LONGEST_WORD
+    return f'<span class="whole">{word[0]}</span>' if is_short else word[0]
 
 
 def command_reference(group: click.Group) -> str:

@@ -14,12 +14,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 from resdeploy.filesystem import write_file
 from resdeploy.train.data.synthetic_digits import digits_folder
 
 TUTORIAL = Path(__file__).resolve().parent.parent / "docs" / "tutorial.md"
+COLUMNS = 110  # of the page; longer messages are wrapped, as in a terminal
 BLOCK = re.compile(r"<!-- run -->\n```\n\$ (resdeploy [^\n]+)\n(.*?)```\n", re.DOTALL)
 # The reader's terminal shows bars in place of the lines of progress of a log.
 COMMAND = """
@@ -45,9 +47,19 @@ def fill_outputs(page: str, folder: Path) -> str:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         output = done.stdout.replace(f"{folder}/", "").replace(str(Path.home()), "~")
-        return f"<!-- run -->\n```\n$ {match[1]}\n{output.strip()}\n```\n"
+        return f"<!-- run -->\n```\n$ {match[1]}\n{wrap_messages(output.strip())}\n```\n"
 
     return BLOCK.sub(run, page)
+
+
+def wrap_messages(output: str) -> str:
+    """Return an output without messages of more than `COLUMNS` characters; tables keep theirs."""
+    lines = []
+    for line in output.splitlines():
+        in_table = "  " in line
+        wrapped = textwrap.wrap(line, COLUMNS, break_long_words=False, break_on_hyphens=False)
+        lines += [line] if in_table else wrapped or [""]
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -108,7 +108,7 @@ def find_remedy(
     )
     if not is_below(found, ENOUGH) or _shows_agreement(found):
         return remedy
-    options = _calibration_options(record, recipe)
+    options = _calibration_options(record, recipe, len(golden.images))
     retraining = [] if recipe.calibrator == LEARNED else [QAT]
     layers = [
         layer for layer in layers_of(model, recipe.encoding) if not layer.nodes <= recipe.in_float
@@ -125,7 +125,10 @@ def find_remedy(
     if mixture is None or not simulator.is_enough(mixture):
         ranked = _rank(model, recipe, layers, sqnrs)
         mixture, layers, sufficient = _shortest(simulator, ranked, seconds)
-        options += [MIN_AGREEMENT] if sufficient else retraining
+        if not sufficient:
+            options += retraining
+        elif not _has_target(record, recipe.encoding):
+            options.append(MIN_AGREEMENT)
     else:
         layers, sufficient = shortcuts, True
     if recipe.encoding is Encoding.CPU:
@@ -149,7 +152,17 @@ def _shows_agreement(found: Parity | Quality) -> bool:
     return found.images >= FEW_IMAGES and found.agreement >= ENOUGH.agreement
 
 
-def _calibration_options(record: CalibrationRecord, recipe: QuantizationRecipe) -> list[str]:
+def _has_target(record: CalibrationRecord, encoding: Encoding) -> bool:
+    """Return True if the export had a target at least as strict as the one that would be named."""
+    return any(
+        target.encoding is encoding and target.option == "--min-agreement"
+        and target.limit >= ENOUGH_AGREEMENT for target in record.targets
+    )  # fmt: skip
+
+
+def _calibration_options(
+    record: CalibrationRecord, recipe: QuantizationRecipe, golden: int
+) -> list[str]:
     """Return options of a better calibration, which costs no speed."""
     if recipe.calibrator == LEARNED:
         return []
@@ -157,7 +170,8 @@ def _calibration_options(record: CalibrationRecord, recipe: QuantizationRecipe) 
     rules = {score.calibrator.partition("-")[0] for score in record.scores}
     options = [] if len(rules) > 1 else ["--calibrator auto"]
     if record.images < FEW_IMAGES:
-        enough = record.available >= FEW_IMAGES
+        # Those that compared the rules, and the golden images, do not calibrate.
+        enough = record.available - record.scoring_images - golden >= FEW_IMAGES
         options.append(f"--calibration-images {DEFAULT_IMAGES}" if enough else MORE_IMAGES)
     return options
 

@@ -107,7 +107,7 @@ def verification_text(result: Verification) -> str:
                     *agreement_cells(line),
                     f"{line.top1:.2f} %",
                     signed(line.drop or 0.0, 2),
-                    f"{signed(line.drop_upper95 or 0.0, 2)}, limit {result.max_drop:g}",
+                    signed(line.drop_upper95 or 0.0, 2),  # the last line has the limit
                 ]
                 if with_labels
                 else [f"{line.agreement:.2f} %"]

@@ -204,7 +204,7 @@ def _explain(error: Exception, data: bytes) -> tuple[str, str]:
     """Return the reason why a decoder failed, and the remedy."""
     from PIL import Image
 
-    readable = f"use a complete {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+    readable = "use a complete JPEG, PNG, WebP or BMP file"
     reason = str(error).split("<")[0].strip().rstrip(".") or type(error).__name__
     found = format_of(data[:HEAD_BYTES])
     if reason[1:2].islower():  # Pillow begins some of its messages with capitals

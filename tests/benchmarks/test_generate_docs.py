@@ -19,6 +19,7 @@ from benchmarks.generate_docs import (
     read_tables,
     update_readme,
 )
+from benchmarks.results import QUANTIZATION_DATA
 from resdeploy.json_documents import jsonable
 from tests.results import benchmark
 
@@ -40,6 +41,11 @@ def test_the_picture_of_the_readme_is_up_to_date() -> None:
     assert picture == make_picture(RESULTS), "run python -m benchmarks.generate_docs"
     assert "resdeploy int8-cpu.onnx" in picture
     ElementTree.fromstring(picture)  # well-formed
+
+
+def test_the_data_set_of_the_quantisers_is_that_of_the_command() -> None:
+    command = json.loads((RESULTS / "quantization.json").read_text())["environment"]["command"]
+    assert QUANTIZATION_DATA.replace("-", "").lower() in command.split()
 
 
 def test_every_table_names_its_machine_and_date() -> None:

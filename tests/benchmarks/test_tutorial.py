@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tutorial import BLOCK, TUTORIAL, fill_outputs
+from benchmarks.tutorial import BLOCK, COLUMNS, TUTORIAL, fill_outputs, wrap_messages
 
 
 def test_each_command_of_the_tutorial_has_its_output() -> None:
@@ -30,3 +30,12 @@ def test_a_command_that_fails_ends_the_generator(tmp_path: Path) -> None:
     page = "<!-- run -->\n```\n$ resdeploy verify no.bundle\n```\n"
     with pytest.raises(subprocess.CalledProcessError):
         fill_outputs(page, tmp_path)
+
+
+def test_long_messages_are_wrapped_and_tables_are_not() -> None:
+    row, message = "fp32.onnx  " + "1.0  " * 40, "the option --int8-shortcuts " * 10
+    lines = wrap_messages(f"{row}\n\n{message}").split("\n")
+    assert lines[:2] == [row, ""]
+    assert " ".join(lines[2:]) == message.strip()
+    assert COLUMNS - 30 < max(map(len, lines[2:])) <= COLUMNS
+    assert not any(line.endswith("-") for line in lines)

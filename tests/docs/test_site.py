@@ -12,7 +12,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.browser import open_browser
+from tests.browser import open_browser, shown
 from tests.docs.pages import ROOT
 
 PRINTED = {"width": 703, "height": 1000, "deviceScaleFactor": 1, "mobile": False}  # A4, its margins
@@ -50,13 +50,69 @@ def test_the_tables_of_figures_fit_and_their_rows_have_one_line(
 
 
 def test_the_copy_button_lies_on_the_code(browser: webdriver.Chrome, site: str) -> None:
+    with shown(browser, width=390):
+        browser.get(f"{site}/tutorial.html")
+        script = """return [...document.querySelectorAll('pre:has(> .scrolls)')].map(block =>
+            block.querySelector('.md-code__nav').getBoundingClientRect().top
+            - block.querySelector('code').getBoundingClientRect().top)"""
+        offsets = browser.execute_script(script)
+        assert offsets
+        assert min(offsets) >= 0
+
+
+def test_the_copy_button_appears_with_the_pointer_or_the_keyboard(
+    browser: webdriver.Chrome, site: str
+) -> None:
+    browser.get(f"{site}/int8-accuracy.html")
+    script = "return getComputedStyle(document.querySelector('.md-code__nav')).opacity"
+    assert browser.execute_script(script) == "0"
+    browser.execute_script("document.querySelector('.md-code__nav button').focus()")
+    assert browser.execute_script(script) == "1"
+
+
+def test_outputs_of_commands_use_the_width(browser: webdriver.Chrome, site: str) -> None:
+    """Lines of 110 characters fit on a screen of 1280 pixels, and short commands on a phone."""
     browser.get(f"{site}/tutorial.html")
-    script = """return [...document.querySelectorAll('pre:has(> .scrolls)')].map(block =>
-        block.querySelector('.md-code__nav').getBoundingClientRect().top
-        - block.querySelector('code').getBoundingClientRect().top)"""
-    offsets = browser.execute_script(script)
-    assert offsets
-    assert min(offsets) >= 0
+    script = """const [code] = document.querySelectorAll('pre > code');
+        code.textContent = 'x'.repeat(arguments[0]);
+        code.style.setProperty('--columns', arguments[0]);
+        return code.scrollWidth - code.clientWidth"""
+    assert browser.execute_script(script, 110) <= 0
+    with shown(browser, width=390):
+        browser.get(f"{site}/int8-accuracy.html")
+        assert browser.execute_script(script, len("resdeploy verify r34.bundle --data photos")) <= 0
+
+
+@pytest.mark.parametrize("media", ["screen", "print"])
+@pytest.mark.parametrize("page", ["own-classifier", "int8-accuracy", "commands", "quantization"])
+def test_no_line_ends_in_an_option(
+    browser: webdriver.Chrome, site: str, page: str, media: str
+) -> None:
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", PRINTED if media == "print" else size
+    )
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
+    try:
+        browser.get(f"{site}/{page}.html")
+        script = """const broken = [];
+            for (const code of document.querySelectorAll('.md-typeset :not(pre) > code')) {
+                const walker = document.createTreeWalker(code, NodeFilter.SHOW_TEXT);
+                for (let node; node = walker.nextNode();) {
+                    for (const match of node.data.matchAll(/--?[A-Za-z][\\w-]*/g)) {
+                        const range = document.createRange();
+                        range.setStart(node, match.index);
+                        range.setEnd(node, match.index + match[0].length);
+                        const tops = [...range.getClientRects()].map(box => Math.round(box.top));
+                        if (new Set(tops).size > 1) broken.push(match[0]);
+                    }
+                }
+            }
+            return broken"""
+        assert browser.execute_script(script) == []
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.parametrize("page", ["performance", "tutorial"])

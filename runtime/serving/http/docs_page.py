@@ -90,7 +90,9 @@ def _examples(url: str, models: Sequence[str], size: tuple[int, int], *, needs_t
     )
     script = f"import json; print(json.dumps({{'inputs': [{tensor}]}}))"
     named = ", ".join(models[:MAX_MODELS]) + (", and others" if len(models) > MAX_MODELS else "")
-    served = f"<p>Models of this server: {escape(named)}. The first one is the default.</p>"
+    served = f"<p>Model of this server: {escape(named)}.</p>"
+    if len(models) > 1:
+        served = f"<p>Models of this server: {escape(named)}. The first one is the default.</p>"
     secret = (
         f"<p>This server needs a token: let the variable {TOKEN_VARIABLE} hold it. MODEL is one of "
         "the names that /v2/models lists.</p>"

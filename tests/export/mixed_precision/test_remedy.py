@@ -13,7 +13,7 @@ import pytest
 
 from resdeploy.bundle.analysis import Remedy
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.calibration_record import CalibrationRecord, Score
+from resdeploy.bundle.calibration_record import CalibrationRecord, Score, TargetResult
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding, Parity, Quality, QualityOrigin
 from resdeploy.bundle.quality import MIN_AGREEMENT, QualityLimits
@@ -34,7 +34,7 @@ from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import silent
 from resdeploy.report.contents import calibration_record
 from resdeploy.report.layers import remedy_lines
-from resdeploy.statistics import agreement_percent, sqnr_db
+from resdeploy.statistics import Verdict, agreement_percent, sqnr_db
 
 BAD = Parity(images=24, max_error=9.0, agreement=87.5, sqnr_db=12.0, sqnr_db_p5=5.0)
 SQNRS: dict[tuple[object, ...], dict[str, float]] = {}
@@ -150,7 +150,8 @@ def test_noise_everywhere_needs_training(tiny_bundle: Bundle, calibrator: str) -
 
 
 @pytest.mark.parametrize(
-    ("available", "option"), [(60, MORE_IMAGES), (100, "--calibration-images 512")]
+    ("available", "option"),
+    [(60, MORE_IMAGES), (110, MORE_IMAGES), (160, "--calibration-images 512")],
 )
 def test_a_poor_calibration_is_named_first(
     tiny_bundle: Bundle, available: int, option: str
@@ -161,6 +162,21 @@ def test_a_poor_calibration_is_named_first(
     record = dataclasses.replace(record, available=available)
     remedy = remedy_of(tiny_bundle, recipe, record)
     assert remedy.options == ("--calibrator auto", option, MIN_AGREEMENT)
+
+
+def test_a_target_of_the_export_is_not_named_again(tiny_bundle: Bundle) -> None:
+    recipe = ruined(read_recipe(tiny_bundle, Encoding.TENSORRT), VICTIM)
+
+    def options(limit: float) -> tuple[str, ...]:
+        target = TargetResult(
+            encoding=Encoding.TENSORRT, option="--min-agreement", limit=limit, figure=100,
+            bound=96, samples=81, origin=None, images_to_decide=300, verdict=Verdict.INCONCLUSIVE,
+        )  # fmt: skip
+        record = dataclasses.replace(record_of(tiny_bundle, images=81), targets=(target,))
+        return remedy_of(tiny_bundle, recipe, record).options
+
+    assert options(98) == (MORE_IMAGES, MIN_AGREEMENT)
+    assert options(99) == (MORE_IMAGES,)
 
 
 def test_the_dla_keeps_no_layer_in_float(tiny_bundle: Bundle) -> None:

@@ -220,7 +220,7 @@ def test_usual_formats_are_decoded(
         (b"x", {"Content-Encoding": "br"}, 415, "compressed"),
         (encoded(Image.new("RGB", (9, 9)), "GIF"), {}, 400, "cannot be decoded"),
         (encoded(Image.new("RGB", (9, 9)), "TIFF"), {}, 400, "cannot be decoded"),
-        (PNG[:-40], {}, 400, "; use a complete JPEG, PNG, WEBP or BMP file"),
+        (PNG[:-40], {}, 400, "; use a complete JPEG, PNG, WebP or BMP file"),
         (encoded(Image.new("1", (10_000, 6_000)), "PNG"), {}, 400, "60,000,000 pixels"),
     ],
 )
@@ -244,7 +244,7 @@ def test_the_other_files_of_an_invalid_one_are_classified(
     assert [first["image"], third["image"]] == ["a.png", "c.png"]
     for failed in (first, third):
         assert failed["predictions"] == []
-        assert "; use a complete JPEG, PNG, WEBP or BMP file" in failed["error"]
+        assert "; use a complete JPEG, PNG, WebP or BMP file" in failed["error"]
     assert second["error"] is None
     assert second["predictions"] == fourth["predictions"] != []
     line = server.wait_for(lambda line: line.get("request_id") == "in-part")
