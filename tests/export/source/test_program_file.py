@@ -197,6 +197,21 @@ SPEC = '[1, {"type": "os.mkdir", "context": "\\"MARK\\"", "children_spec": []}]'
 REFUSED: dict[str, tuple[str, Change, str]] = {
     "symbolic size": (GRAPH, lambda d: first_size(d, MKDIR), "the name .* is not allowed"),
     "huge power": (GRAPH, lambda d: first_size(d, "9**9**9**9"), "is not allowed"),
+    "many ways to match": (GRAPH, lambda d: first_size(d, "1" * 500 + "x"), "is not allowed"),
+    "name of sympy": (GRAPH, lambda d: first_size(d, "Add(S, S)"), "is not allowed"),
+    "internal operator": (
+        GRAPH, lambda d: node(d, target="torch.ops.aten._unsafe_index.Tensor"), "uses the operator",
+    ),
+    "special attribute": (
+        GRAPH, lambda d: rename(d, "0.weight", "__class__.weight"), "is not allowed",
+    ),
+    "stride": (
+        WEIGHTS,
+        lambda d: next(iter(d["config"].values()))["tensor_meta"].update(
+            strides=[{"as_expr": {"expr_str": MKDIR}}]
+        ),
+        "Only as_int is supported",
+    ),
     "function of os": (
         GRAPH, lambda d: node(d, target="torch.serialization.os.mkdir"), "uses the operator",
     ),
