@@ -68,6 +68,7 @@ def test_a_server_with_a_token_names_no_model() -> None:
 def test_the_page_describes_every_operation(server: ServerProcess) -> None:
     reply = server.ask("/docs")
     page = reply.body.decode().replace("<wbr>", "")
+    assert "<p>Model of this server: tiny.</p>" in page
     document = server.ask("/openapi.json").json
     for path, item in document["paths"].items():
         for method in set(item) - {"parameters"}:
