@@ -26,6 +26,9 @@ def comparison_text(result: Comparison) -> str:
     blocks = (*_accuracy(result), *_latency(result))
     tables = [table(block.head, block.rows) + "\n" for block in blocks]
     notes = [f"{name}: {change}" for name, change in _differences(result)]
+    if result.accuracy:
+        images = plural(result.accuracy[0].images, "image")
+        notes.append(f"accuracy on {images}; images to decide: if predictions change as often")
     notes += [*result.notices, *_image_notes(result), *_time_notes(result)]
     reasons = "; ".join([result.verdict.value, *verdict_reasons(result), *_limits(result)])
     return "\n".join(

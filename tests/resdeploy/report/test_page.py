@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -241,8 +242,10 @@ def test_upright_heads_stand_over_their_columns(
 def test_long_row_names_of_a_matrix_stay_in_place(
     browser: webdriver.Chrome, image_data: Path, tmp_path: Path
 ) -> None:
-    names = tuple(f"{name} on a leather strap, brown or black" for name in "abc")
-    (tmp_path / "x.html").write_bytes(to_html(page_of_a_run(image_data, classes=names)))
+    names = tuple(f"{name} on a leather strap, brown or black" for name in "abcdefghijkl")
+    confusion = np.eye(len(names), dtype=np.int64)
+    run = page_of_a_run(image_data, classes=names, confusion=confusion)
+    (tmp_path / "x.html").write_bytes(to_html(run))
     with shown(browser, width=320):
         browser.get((tmp_path / "x.html").as_uri())
         region = browser.find_element(By.CSS_SELECTOR, ".scroll:has(.matrix)")

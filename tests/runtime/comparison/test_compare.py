@@ -226,6 +226,7 @@ def test_few_images_are_inconclusive_if_logits_differ(
     assert needed is not None
     assert 2 < needed < 100
     assert text.splitlines()[2].endswith(f" {needed}")
+    assert "accuracy on 2 images; " in text
 
 
 def test_fp32_of_the_same_weights_needs_no_images(
