@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -32,6 +33,18 @@ def chance_doubt(accuracy: float, images: int, baseline: float) -> str | None:
     return (
         f"on so few images, this can be chance: the accuracy is {low:.0f} to {high:.0f} % with "
         "95 % confidence; use more images, more --epochs, or --init with trained weights"
+    )
+
+
+def divergence_doubt(loss: float, config: TrainingConfig, splits: DataSplits) -> str | None:
+    """Return a doubt if the training loss is above that of the same probability for all classes."""
+    guessing = math.log(len(splits.train.classes))
+    if loss <= guessing or config.distillation:  # the teacher adds a loss of its own
+        return None
+    return (
+        f"the training loss of the last epoch, {loss:.2f}, is above that of guessing, "
+        f"{guessing:.2f}: the steps are too large or too few; use a smaller --lr, more --epochs, "
+        "or --init with trained weights"
     )
 
 

@@ -45,9 +45,6 @@ ENOUGH_AGREEMENT, ENOUGH_SQNR_DB = 99.0, 30.0
 MIN_AGREEMENT = f"--min-agreement {ENOUGH_AGREEMENT:g}"
 # Fewer images may all agree, with a probability above 5 %, although one prediction in ten changes.
 FEWEST_IMAGES = 29
-_TARGETS = {
-    Encoding.TENSORRT: "for TensorRT", Encoding.CPU: "for CPUs", Encoding.DLA: "for a DLA"
-}  # fmt: skip
 
 
 def export_figures(artifact: Artifact) -> list[Parity | Quality]:
@@ -67,11 +64,10 @@ def quality_warnings(manifest: Manifest) -> list[ExportWarning]:
             if below and artifact.name not in doubts:
                 images = _images(found, manifest)
                 doubts[artifact.name] = f"deviates from FP32 on {images}: {'; '.join(below)}"
-    alternative = _alternative(manifest, doubts)
     return _few_images(manifest) + [
         ExportWarning(
             message=f"{with_use(artifact.name, artifact.encoding)} {doubts[artifact.name]}",
-            hint=_remedy(artifact, manifest) + alternative,
+            hint=_remedy(artifact, manifest) + _alternative(artifact, manifest, doubts),
             artifacts=(artifact.name,),
         )
         for artifact in manifest.artifacts
@@ -218,17 +214,20 @@ def _remedy(artifact: Artifact, manifest: Manifest) -> str:
     return ", or ".join(actions)
 
 
-def _alternative(manifest: Manifest, doubtful: Collection[str]) -> str:
-    """Return a clause about the graph with the lowest precision of those without a doubt."""
-    order = list(Precision)
-    good = [artifact for artifact in manifest.artifacts if artifact.name not in doubtful]
+def _alternative(doubtful: Artifact, manifest: Manifest, doubts: Collection[str]) -> str:
+    """Return a clause about a float graph for the same machines; FP16 is slower on CPUs."""
+    is_cpu = doubtful.encoding is Encoding.CPU
+    wanted = (Precision.FP32,) if is_cpu else (Precision.FP16, Precision.FP32)
+    good = [a for a in manifest.artifacts if a.name not in doubts and a.precision in wanted]
     if not good:
         return ""
-    better = max(good, key=lambda artifact: order.index(artifact.precision))
-    use = _TARGETS.get(better.encoding, f"--precision {better.name}")
+    better = min(good, key=lambda artifact: wanted.index(artifact.precision))
     found = export_figures(better)[0]
     share = f"{found.agreement:.1f} % of {_images(found, manifest)}"
     # FP32 is compared with PyTorch, all others also with FP32.
     is_fp32 = better.precision is Precision.FP32
     reference = manifest.golden.reference_name if is_fp32 else "FP32"
-    return f", or use {better.file} ({use}), which predicts {reference}'s class for {share}"
+    return (
+        f", or use {better.file} (--precision {better.name}), which predicts {reference}'s class "
+        f"for {share}"
+    )

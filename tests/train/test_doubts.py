@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -11,7 +12,7 @@ from resdeploy.images.class_folders import LabelledImages
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.dataset import DataSplits
 from resdeploy.train.data.shards import ImageFile, TarMember
-from resdeploy.train.doubts import majority_baseline, reasons_to_doubt
+from resdeploy.train.doubts import divergence_doubt, majority_baseline, reasons_to_doubt
 
 
 def splits(train: tuple[int, ...], val: tuple[int, ...] = (60, 40)) -> DataSplits:
@@ -61,3 +62,15 @@ def test_what_is_too_small_to_learn_is_named_with_a_remedy(
     assert len(found) == len(doubts)
     for sentence, pattern in zip(found, doubts):
         assert re.search(pattern, sentence)
+
+
+def test_a_loss_above_that_of_guessing_is_a_doubt() -> None:
+    """Two classes of the same probability have a cross entropy of log 2 = 0.693."""
+    config = TrainingConfig()
+    assert divergence_doubt(0.69, config, splits((60, 40))) is None
+    found = divergence_doubt(0.70, config, splits((60, 40)))
+    assert found is not None
+    assert "0.70, is above that of guessing, 0.69" in found
+    assert "; use a smaller --lr" in found
+    taught = dataclasses.replace(config, distillation=1.0)
+    assert divergence_doubt(9.0, taught, splits((60, 40))) is None
