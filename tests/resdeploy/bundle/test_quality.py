@@ -134,7 +134,10 @@ def test_the_hint_names_the_options_and_a_better_graph(tiny_bundle: Bundle) -> N
     (warning,) = quality_warnings(judged(tiny_bundle, int8_cpu=(90.0, 30.0)))
     for option in ("more images like those to classify (now 32)", "--min-agreement 99", "--qat"):
         assert option in warning.hint
-    fp16 = "use fp16.onnx (--precision fp16), which predicts FP32's class for 100.0 % of 32 golden images"
+    fp16 = (
+        "use fp16.onnx (--precision fp16), which predicts FP32's class for 100.0 % of 32 golden "
+        "images"
+    )
     fp32 = fp16.replace("16", "32").replace("FP32's", "PyTorch's")
     assert warning.hint.endswith(f", or {fp32}")  # another INT8 graph is for other machines
     both = quality_warnings(judged(tiny_bundle, int8=(90.0, 30.0), int8_cpu=(90.0, 30.0)))
