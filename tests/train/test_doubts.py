@@ -72,5 +72,5 @@ def test_a_loss_above_that_of_guessing_is_a_doubt() -> None:
     assert found is not None
     assert "0.70, is above that of guessing, 0.69" in found
     assert "; use a smaller --lr" in found
-    taught = dataclasses.replace(config, distillation=1.0, qat=True)
+    taught = dataclasses.replace(config, distillation=1.0, qat=True, init="a.pth")
     assert divergence_doubt(9.0, taught, splits((60, 40))) is None
