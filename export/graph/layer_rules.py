@@ -14,6 +14,9 @@ import onnx_ir as ir
 
 from resdeploy.export.graph.placement import WEIGHTED, value_name
 
+# Operators that repeat an operand along an axis of size one.
+BROADCASTING = ("Add", "Div", "Mul", "Sub")
+
 
 def rewrite_layers(graph: ir.Graph) -> None:
     """Apply all rules, in place; every value must have a shape."""
@@ -40,6 +43,47 @@ def separate_weights(graph: ir.Graph) -> None:
             if node.op_type in WEIGHTED and tensor is not None:
                 own = add_constant(graph, f"{node.name}.input{index}", tensor.numpy())
                 node.replace_input_with(index, own)
+
+
+def share_rows(graph: ir.Graph, batch: int) -> None:
+    """Replace constants with `batch` equal rows by one row, in place.
+
+    Exporters repeat what is the same for each image, such as the class token of a vision
+    transformer, and folding makes the number of images a constant.
+    """
+    for value in list(graph.initializers.values()):
+        sizes = [] if value.const_value is None else list(value.const_value.shape.numpy())
+        if value.const_value is None or sizes[:1] != [batch]:
+            continue
+        array = value.const_value.numpy()
+        if not (array == array[:1]).all():
+            continue
+        for node, index in list(value.uses()):
+            rank = len(shape_of(node.outputs[0]))
+            if batch > 1 and node.op_type in BROADCASTING and rank == len(sizes):
+                row = add_constant(graph, f"{node.name}.row", array[:1])
+                node.replace_input_with(index, row)
+            elif node.op_type == "Concat" and len(node.inputs) == 2:
+                _add_instead_of_joining(graph, node, index, array[:1])
+
+
+def _add_instead_of_joining(
+    graph: ir.Graph, node: ir.Node, index: int, row: npt.NDArray[Any]
+) -> None:
+    """Replace the concatenation of a repeated row: pad both operands with zeros, and add them."""
+    sizes = shape_of(node.outputs[0])
+    axis = node.attributes.get_int("axis", 0) % len(sizes)
+    if axis == 0:
+        return
+    missing = np.zeros((2, len(sizes)), dtype=np.int64)  # before and behind the activation
+    missing[index, axis] = row.shape[axis]
+    others = np.zeros((2, len(sizes)), dtype=np.int64)
+    others[1 - index, axis] = sizes[axis] - row.shape[axis]
+    pads = add_constant(graph, f"{node.name}.pads", missing.ravel())
+    padded = ir.node("Pad", [node.inputs[1 - index], pads])
+    padded.outputs[0].type, padded.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+    offset = add_constant(graph, f"{node.name}.row", np.pad(row, others.T))
+    _replace(graph, node, [padded, ir.node("Add", [padded.outputs[0], offset])])
 
 
 def _reduces_maps(node: ir.Node) -> bool:
