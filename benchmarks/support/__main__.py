@@ -66,7 +66,8 @@ class Settings:
         """Return the configuration of an export."""
         return ExportConfig(
             source=source, output=folder / "network.bundle", fp16=True, int8=True,
-            image_size=preprocessing.image_size, calibration_data=data, calibration_images=self.calibration_images, calibrator=self.calibrator,
+            image_size=preprocessing.image_size, calibration_data=data,
+            calibration_images=self.calibration_images, calibrator=self.calibrator,
             search_seconds=self.search_seconds,
         )  # fmt: skip
 
@@ -194,7 +195,8 @@ def _photograph_task(settings: Settings, folder: Path) -> Task:
     return Task(
         title=TITLES[PHOTOGRAPHS], source="ONNX file", weights="published, ImageNet",
         config=replace(config, stated=settings_of(PHOTO_SETTINGS)),
-        held_out=HeldOut(files=tuple(files[:-CALIBRATION_PHOTOS]), classes=None), seconds=settings.seconds,
+        held_out=HeldOut(files=tuple(files[:-CALIBRATION_PHOTOS]), classes=None),
+        seconds=settings.seconds,
     )  # fmt: skip
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -17,7 +19,7 @@ import onnxruntime
 
 from benchmarks.results import FLOAT_KINDS, EncodingResult, SupportRow
 from benchmarks.serving.payloads import picture_request
-from benchmarks.serving.servers import run_ours
+from benchmarks.serving.servers import OURS, free_port, run_process
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import Artifact, Encoding
 from resdeploy.errors import ResdeployError
@@ -41,7 +43,6 @@ from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import agreement_percent, compare_accuracy, ratio_interval, sqnr_db
 
 BATCH = 32
-INT8 = (Encoding.CPU, Encoding.TENSORRT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,10 +225,13 @@ def _own_cache() -> Iterator[None]:
 
 def _is_served(bundle: Bundle) -> bool:
     """Return True if the server starts and classifies a picture."""
-    import urllib.request
-
     height, width = bundle.manifest.preprocessing.size
-    with tempfile.TemporaryDirectory() as folder, run_ours(bundle) as server:
+    port = free_port()
+    command = [sys.executable, "-m", "resdeploy", "serve", bundle.path, "--port", port]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        run_process(OURS, command, port, "/v2/health/ready") as server,
+    ):
         request = picture_request(Path(folder), (height, width))
         sent = urllib.request.Request(
             f"http://127.0.0.1:{server.port}{request.path}",

@@ -85,7 +85,8 @@ class SqueezeExcite(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.factors(x)
+        factors: Tensor = self.factors(x)
+        return x * factors
 
 
 class InvertedResidual(nn.Module):
@@ -106,7 +107,8 @@ class InvertedResidual(nn.Module):
         self.adds = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x) + x if self.adds else self.layers(x)
+        layers: Tensor = self.layers(x)
+        return layers + x if self.adds else layers
 
 
 def mobilenet_v3_small() -> nn.Module:

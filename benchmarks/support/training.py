@@ -89,7 +89,7 @@ def _train(network: nn.Module, subject: Subject, images: UInt8Array, classes: np
             logits = network(inputs(chosen))
         loss = F.cross_entropy(logits.float(), torch.from_numpy(classes[chosen]))
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     _recompute_statistics(
