@@ -143,7 +143,7 @@ class SupportRow:
     fastest: str | None = None
     """The fastest verified CPU engine in INT8; None if it was not timed."""
     speedup: tuple[float, float, float] | None = None
-    """Its speed-up against ONNX Runtime in FP32 on one thread, with a 95 % interval."""
+    """Speed-up of `fastest` against ONNX Runtime in FP32 on one thread, with a 95 % interval."""
     bit_exact: bool = False
     """True if every CPU computes the same logits, and this one did."""
     inexact: dict[str, int] = field(default_factory=dict)

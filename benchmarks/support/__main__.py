@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from benchmarks.results import SUPPORT_HEAD, Support, SupportRow, support_cells
-from benchmarks.support.measure import HeldOut, Task, measure
+from benchmarks.support.measure import LabelledFiles, Task, measure_row
 from benchmarks.support.networks import SUBJECTS, Subject, efficientnet_lite0
 from benchmarks.support.training import PREPROCESSING, TrainingImages, trained
 from resdeploy.export.graph.to_onnx import export_program
@@ -113,7 +113,7 @@ def main(names: tuple[str, ...], output: Path | None, **settings: object) -> Non
                 continue
             if task is None:
                 continue
-            row = measure(task, progress_bar)
+            row = measure_row(task, progress_bar)
         rows[row.network] = row
         click.echo("  ".join(support_cells([row])[0]), err=True)
         if output is not None:
@@ -174,11 +174,11 @@ def _write_onnx(network: nn.Module, preprocessing: Preprocessing, path: Path) ->
     return path
 
 
-def _held_out(settings: Settings) -> HeldOut:
+def _held_out(settings: Settings) -> LabelledFiles:
     """Return validation images in equal steps, which are of all classes."""
     labelled = read_image_folder(settings.data / "val")
     step = max(1, len(labelled.files) // settings.held_out_images)
-    return HeldOut(files=labelled.files[::step], classes=np.array(labelled.labels[::step]))
+    return LabelledFiles(files=labelled.files[::step], classes=np.array(labelled.labels[::step]))
 
 
 def _photograph_task(settings: Settings, folder: Path) -> Task:
@@ -195,7 +195,7 @@ def _photograph_task(settings: Settings, folder: Path) -> Task:
     return Task(
         title=TITLES[PHOTOGRAPHS], source="ONNX file", weights="published, ImageNet",
         config=replace(config, stated=settings_of(PHOTO_SETTINGS)),
-        held_out=HeldOut(files=tuple(files[:-CALIBRATION_PHOTOS]), classes=None),
+        held_out=LabelledFiles(files=tuple(files[:-CALIBRATION_PHOTOS]), classes=None),
         seconds=settings.seconds,
     )  # fmt: skip
 

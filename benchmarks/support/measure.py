@@ -46,7 +46,7 @@ BATCH = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeldOut:
+class LabelledFiles:
     """Images that calibrated nothing."""
 
     files: tuple[Path, ...]
@@ -62,12 +62,12 @@ class Task:
     source: str
     weights: str
     config: ExportConfig
-    held_out: HeldOut
+    held_out: LabelledFiles
     seconds: float
     """Time limit of the benchmark for each contender."""
 
 
-def measure(task: Task, progress: Progress) -> SupportRow:
+def measure_row(task: Task, progress: Progress) -> SupportRow:
     """Export the network, and return its row; one with the error if the export refuses it."""
     size = task.config.image_size
     assert isinstance(size, int)

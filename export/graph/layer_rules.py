@@ -23,6 +23,8 @@ def rewrite_layers(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type == "ReduceMean" and _reduces_maps(node):
             _pool(graph, node)
+        elif node.op_type == "AveragePool" and _covers_maps(node):
+            _replace(graph, node, [ir.node("GlobalAveragePool", [node.inputs[0]])])
         elif node.op_type in ("Reshape", "Squeeze") and _drops_maps(node):
             _replace(graph, node, [ir.node("Flatten", [node.inputs[0]], {"axis": 1})])
         elif node.op_type == "Clip":
@@ -33,6 +35,8 @@ def rewrite_layers(graph: ir.Graph) -> None:
             _scale_channels(graph, node)
         elif node.op_type in ("Conv", "MaxPool", "AveragePool"):
             _write_window(node)
+            if node.op_type == "AveragePool" and node.attributes.get_int("ceil_mode", 0):
+                _pad_before_averaging(graph, node)
 
 
 def separate_weights(graph: ir.Graph) -> None:
@@ -102,6 +106,18 @@ def _pool(graph: ir.Graph, node: ir.Node) -> None:
         pooled.outputs[0].shape = ir.Shape([*shape_of(node.inputs[0])[:2], 1, 1])
         added.append(ir.node("Flatten", [pooled.outputs[0]], {"axis": 1}))
     _replace(graph, node, added)
+
+
+def _covers_maps(node: ir.Node) -> bool:
+    """Return True if the only window of an average pooling holds whole maps."""
+    sizes, attributes = shape_of(node.inputs[0])[2:], node.attributes
+    kernel = attributes.get_ints("kernel_shape", ())
+    return (
+        set(shape_of(node.outputs[0])[2:]) == {1}
+        and all(span >= size for span, size in zip(kernel, sizes, strict=True))
+        and not any(attributes.get_ints("pads", ()))
+        and attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    )
 
 
 def _drops_maps(node: ir.Node) -> bool:
@@ -180,6 +196,30 @@ def _write_window(node: ir.Node) -> None:
             continue
         attributes.add(ir.AttrInt64s(name, tuple(values)))
     attributes.pop("auto_pad", None)
+
+
+def _pad_before_averaging(graph: ir.Graph, node: ir.Node) -> None:
+    """Make counted zeros a part of the input, in place.
+
+    Where a window reaches beyond them, ONNX Runtime's integer kernel otherwise divides by the size
+    of the window, and not by the number of its values (seen in 1.32.0).
+    """
+    pads = node.attributes.get_ints("pads", ())
+    if not node.attributes.get_int("count_include_pad", 0):
+        return
+    node.attributes.pop("count_include_pad")
+    if any(pads):
+        half = len(pads) // 2
+        amounts = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]])
+        padded = ir.node("Pad", [node.inputs[0], add_constant(graph, f"{node.name}.pads", amounts)])
+        before = shape_of(node.inputs[0])
+        sizes = [size + a + b for size, a, b in zip(before, *amounts.reshape(2, -1).tolist())]
+        assert node.inputs[0] is not None
+        padded.outputs[0].type, padded.outputs[0].shape = node.inputs[0].type, ir.Shape(sizes)
+        padded.name = f"{node.name}.pad"
+        graph.insert_before(node, padded)
+        node.replace_input_with(0, padded.outputs[0])
+        node.attributes.add(ir.AttrInt64s("pads", (0,) * len(pads)))
 
 
 def _scale_channels(graph: ir.Graph, node: ir.Node) -> None:

@@ -157,6 +157,18 @@ def readable_models() -> dict[str, ModelProto]:
     found["a node and a weight of one name"] = plain()
     found["a node and a weight of one name"].graph.node[0].name = "w"
     found["average pooling"] = model(nodes, constants)
+    for name, kernel, stride, pad in (
+        ("whole maps", 99, 99, 0), ("parts of windows", 3, 2, 0), ("zeros", 3, 2, 1),
+    ):  # fmt: skip
+        nodes, constants = body()
+        nodes[2:2] = [
+            node(
+                "AveragePool", ["r"], ["a"], kernel_shape=(kernel,) * 2, strides=(stride,) * 2,
+                pads=(pad,) * 4, ceil_mode=1, count_include_pad=1,
+            )
+        ]  # fmt: skip
+        nodes[3].input[0] = "a"
+        found[f"average pooling of {name}"] = model(nodes, constants, opset=20)
     found["constants as nodes"] = _with_constant_nodes(plain())
     found["initialisers among the inputs"] = _with_listed_weights(plain())
     found["a local function"] = _with_function()
