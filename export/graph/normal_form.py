@@ -69,6 +69,7 @@ def normal_form(
     separate_weights(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     _free_batch(model)
+    passes.RemoveUnusedNodesPass()(model)  # the targets of `Reshape` that were replaced
     _name(model.graph)
     model.ir_version = IR_VERSION
     model.producer_name = "resdeploy"
