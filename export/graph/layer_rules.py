@@ -35,7 +35,7 @@ def rewrite_layers(graph: ir.Graph) -> None:
             _scale_channels(graph, node)
         elif node.op_type in ("Conv", "MaxPool", "AveragePool"):
             _write_window(node)
-            if node.op_type == "AveragePool" and node.attributes.get_int("ceil_mode", 0):
+            if node.op_type == "AveragePool":
                 _pad_before_averaging(graph, node)
 
 
@@ -205,7 +205,10 @@ def _pad_before_averaging(graph: ir.Graph, node: ir.Node) -> None:
     of the window, and not by the number of its values (seen in 1.32.0).
     """
     pads = node.attributes.get_ints("pads", ())
-    if not node.attributes.get_int("count_include_pad", 0):
+    rounds_up, counts_zeros = (
+        node.attributes.get_int(name, 0) for name in ("ceil_mode", "count_include_pad")
+    )
+    if not rounds_up or not counts_zeros:
         return
     node.attributes.pop("count_include_pad")
     if any(pads):
