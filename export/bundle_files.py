@@ -42,7 +42,7 @@ from resdeploy.bundle.quality import quality_warnings
 from resdeploy.calibration.tensorrt_cache import write_cache
 from resdeploy.errors import ExportError
 from resdeploy.export.golden_images import measure_parity
-from resdeploy.export.graph.coverage import coverage
+from resdeploy.export.graph.coverage import coverage, inexact_nodes
 from resdeploy.export.graph.float16 import to_float16
 from resdeploy.export.graph.qdq import activation_parameters
 from resdeploy.export.graph.residual_scales import has_aligned_scales
@@ -115,7 +115,10 @@ def write_graphs(
         )
         if judgement is not None and encoding in judgement.logits:
             artifact = replace(artifact, quality=judgement.quality(encoding))
-        if logits is not None and _is_bit_exact(model, calibration, encoding):
+        exact = _rounds_alike(model, calibration, encoding) and not inexact_nodes(
+            graph.graph, encoding
+        )
+        if logits is not None and exact:
             bit_exact[artifact.name] = logits
         artifacts.append(artifact)
     return artifacts, replace(golden, bit_exact=bit_exact)
@@ -138,8 +141,8 @@ def _graphs(
             yield Precision.INT8, encoding, quantised
 
 
-def _is_bit_exact(model: ir.Model, calibration: Calibration | None, encoding: Encoding) -> bool:
-    """Return True for the CPU's graph if the kernels of all CPUs compute the same logits."""
+def _rounds_alike(model: ir.Model, calibration: Calibration | None, encoding: Encoding) -> bool:
+    """Return True for the CPU's graph if the integer kernels of all CPUs compute the same."""
     if calibration is None or encoding is not Encoding.CPU:
         return False
     recipe = calibration.recipes[encoding]

@@ -23,6 +23,12 @@ from resdeploy.export.graph.placement import (
     node_name,
 )
 
+# Float operators whose results are the same on every processor: they move values, or round a single
+# operation of IEEE 754. Sums depend on their order, and functions such as Sigmoid on the library.
+EXACT = (
+    *SAME_GRID, *LIMITS, "Add", "Cast", "Concat", "Div", "Gather", "Mul", "SpaceToDepth", "Sub"
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloatRegion:
@@ -73,6 +79,16 @@ def coverage(graph: ir.Graph, encoding: Encoding) -> Coverage:
         fused_additions=sum(node_name(node) in integer for node in additions),
         float_regions=tuple(_float_regions(graph, integer)),
     )
+
+
+def inexact_nodes(graph: ir.Graph, encoding: Encoding) -> dict[str, str]:
+    """Return the operators of the float nodes whose results depend on the processor, by name."""
+    in_float = {name for region in coverage(graph, encoding).float_regions for name in region.nodes}
+    return {
+        node_name(node): node.op_type
+        for node in graph
+        if node_name(node) in in_float and node.op_type not in EXACT
+    }
 
 
 def _is_integer(node: ir.Node, encoding: Encoding) -> bool:

@@ -14,12 +14,17 @@ import onnx_ir as ir
 
 from resdeploy.export.graph.placement import WEIGHTED, value_name
 
+# Operators that repeat an operand along an axis of size one.
+BROADCASTING = ("Add", "Div", "Mul", "Sub")
+
 
 def rewrite_layers(graph: ir.Graph) -> None:
     """Apply all rules, in place; every value must have a shape."""
     for node in list(graph):
         if node.op_type == "ReduceMean" and _reduces_maps(node):
             _pool(graph, node)
+        elif node.op_type == "AveragePool" and _covers_maps(node):
+            _replace(graph, node, [ir.node("GlobalAveragePool", [node.inputs[0]])])
         elif node.op_type in ("Reshape", "Squeeze") and _drops_maps(node):
             _replace(graph, node, [ir.node("Flatten", [node.inputs[0]], {"axis": 1})])
         elif node.op_type == "Clip":
@@ -30,6 +35,8 @@ def rewrite_layers(graph: ir.Graph) -> None:
             _scale_channels(graph, node)
         elif node.op_type in ("Conv", "MaxPool", "AveragePool"):
             _write_window(node)
+            if node.op_type == "AveragePool":
+                _pad_before_averaging(graph, node)
 
 
 def separate_weights(graph: ir.Graph) -> None:
@@ -40,6 +47,47 @@ def separate_weights(graph: ir.Graph) -> None:
             if node.op_type in WEIGHTED and tensor is not None:
                 own = add_constant(graph, f"{node.name}.input{index}", tensor.numpy())
                 node.replace_input_with(index, own)
+
+
+def share_rows(graph: ir.Graph, batch: int) -> None:
+    """Replace constants with `batch` equal rows by one row, in place.
+
+    Exporters repeat what is the same for each image, such as the class token of a vision
+    transformer, and folding makes the number of images a constant.
+    """
+    for value in list(graph.initializers.values()):
+        sizes = [] if value.const_value is None else list(value.const_value.shape.numpy())
+        if value.const_value is None or sizes[:1] != [batch]:
+            continue
+        array = value.const_value.numpy()
+        if not (array == array[:1]).all():
+            continue
+        for node, index in list(value.uses()):
+            rank = len(shape_of(node.outputs[0]))
+            if batch > 1 and node.op_type in BROADCASTING and rank == len(sizes):
+                row = add_constant(graph, f"{node.name}.row", array[:1])
+                node.replace_input_with(index, row)
+            elif node.op_type == "Concat" and len(node.inputs) == 2:
+                _add_instead_of_joining(graph, node, index, array[:1])
+
+
+def _add_instead_of_joining(
+    graph: ir.Graph, node: ir.Node, index: int, row: npt.NDArray[Any]
+) -> None:
+    """Replace the concatenation of a repeated row: pad both operands with zeros, and add them."""
+    sizes = shape_of(node.outputs[0])
+    axis = node.attributes.get_int("axis", 0) % len(sizes)
+    if axis == 0:
+        return
+    missing = np.zeros((2, len(sizes)), dtype=np.int64)  # before and behind the activation
+    missing[index, axis] = row.shape[axis]
+    others = np.zeros((2, len(sizes)), dtype=np.int64)
+    others[1 - index, axis] = sizes[axis] - row.shape[axis]
+    pads = add_constant(graph, f"{node.name}.pads", missing.ravel())
+    padded = ir.node("Pad", [node.inputs[1 - index], pads])
+    padded.outputs[0].type, padded.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+    offset = add_constant(graph, f"{node.name}.row", np.pad(row, others.T))
+    _replace(graph, node, [padded, ir.node("Add", [padded.outputs[0], offset])])
 
 
 def _reduces_maps(node: ir.Node) -> bool:
@@ -58,6 +106,18 @@ def _pool(graph: ir.Graph, node: ir.Node) -> None:
         pooled.outputs[0].shape = ir.Shape([*shape_of(node.inputs[0])[:2], 1, 1])
         added.append(ir.node("Flatten", [pooled.outputs[0]], {"axis": 1}))
     _replace(graph, node, added)
+
+
+def _covers_maps(node: ir.Node) -> bool:
+    """Return True if the only window of an average pooling holds whole maps."""
+    sizes, attributes = shape_of(node.inputs[0])[2:], node.attributes
+    kernel = attributes.get_ints("kernel_shape", ())
+    return (
+        set(shape_of(node.outputs[0])[2:]) == {1}
+        and all(span >= size for span, size in zip(kernel, sizes, strict=True))
+        and not any(attributes.get_ints("pads", ()))
+        and attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    )
 
 
 def _drops_maps(node: ir.Node) -> bool:
@@ -136,6 +196,33 @@ def _write_window(node: ir.Node) -> None:
             continue
         attributes.add(ir.AttrInt64s(name, tuple(values)))
     attributes.pop("auto_pad", None)
+
+
+def _pad_before_averaging(graph: ir.Graph, node: ir.Node) -> None:
+    """Make counted zeros a part of the input, in place.
+
+    Where a window reaches beyond them, ONNX Runtime's integer kernel otherwise divides by the size
+    of the window, and not by the number of its values (seen in 1.32.0).
+    """
+    pads = node.attributes.get_ints("pads", ())
+    rounds_up, counts_zeros = (
+        node.attributes.get_int(name, 0) for name in ("ceil_mode", "count_include_pad")
+    )
+    if not rounds_up or not counts_zeros:
+        return
+    node.attributes.pop("count_include_pad")
+    if any(pads):
+        half = len(pads) // 2
+        amounts = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]])
+        padded = ir.node("Pad", [node.inputs[0], add_constant(graph, f"{node.name}.pads", amounts)])
+        before = shape_of(node.inputs[0])
+        sizes = [size + a + b for size, a, b in zip(before, *amounts.reshape(2, -1).tolist())]
+        assert node.inputs[0] is not None
+        padded.outputs[0].type, padded.outputs[0].shape = node.inputs[0].type, ir.Shape(sizes)
+        padded.name = f"{node.name}.pad"
+        graph.insert_before(node, padded)
+        node.replace_input_with(0, padded.outputs[0])
+        node.attributes.add(ir.AttrInt64s("pads", (0,) * len(pads)))
 
 
 def _scale_channels(graph: ir.Graph, node: ir.Node) -> None:

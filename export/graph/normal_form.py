@@ -28,6 +28,7 @@ from resdeploy.export.graph.layer_rules import (
     rewrite_layers,
     separate_weights,
     shape_of,
+    share_rows,
 )
 from resdeploy.export.graph.to_onnx import IR_VERSION, OPSET, clear_metadata
 
@@ -63,10 +64,12 @@ def normal_form(
             f"{shape_of(model.graph.outputs[0])} for {BATCH} images",
             GRAPH_HINT,
         )
+    share_rows(model.graph, BATCH)
     rewrite_layers(model.graph)
     separate_weights(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     _free_batch(model)
+    passes.RemoveUnusedNodesPass()(model)  # the targets of `Reshape` that were replaced
     _name(model.graph)
     model.ir_version = IR_VERSION
     model.producer_name = "resdeploy"
@@ -134,7 +137,10 @@ def _fold(
     In a file for a fixed `batch`, exporters also write this number into the shapes of the graph.
     """
     if batch is not None:
-        proto = _optimize(proto, (batch, *shape))
+        fixed = ir.from_proto(_optimize(proto, (batch, *shape)))
+        passes.ShapeInferencePass()(fixed)
+        share_rows(fixed.graph, batch)
+        proto = ir.to_proto(fixed)
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
         sizes = {
             value.name: [size.dim_value for size in value.type.tensor_type.shape.dim]

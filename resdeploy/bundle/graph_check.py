@@ -243,6 +243,15 @@ def _reshape(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Sha
     return shape
 
 
+def _gather(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    rank = len(inputs[0])
+    axis = _integer(node, "axis", 0)
+    if not -rank <= axis < rank or node.inputs[1] not in weights:
+        raise TypeError("axis")
+    axis %= rank
+    return (*inputs[0][:axis], *inputs[1], *inputs[0][axis + 1 :])
+
+
 OPERATORS: dict[str, Rule] = {
     "Add": _broadcast,
     "AveragePool": _pool,
@@ -254,6 +263,7 @@ OPERATORS: dict[str, Rule] = {
     "Div": _broadcast,
     "Elu": _same,
     "Flatten": _flatten,
+    "Gather": _gather,
     "Gelu": _same,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_pool,
@@ -271,6 +281,7 @@ OPERATORS: dict[str, Rule] = {
     "Relu": _same,
     "Reshape": _reshape,
     "Sigmoid": _same,
+    "Softmax": _same,
     "SpaceToDepth": _space_to_depth,
     "Sub": _broadcast,
     "Tanh": _same,

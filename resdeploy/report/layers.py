@@ -79,9 +79,24 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
         html_only=True,
     )
     plots = [_noise(graph, noisiest)] if noisiest else []
-    remedy = tuple(Text(text=line) for line in remedy_lines(analysis.remedy))
+    lines = [*remedy_lines(analysis.remedy), *float_lines(analysis.layers)]
+    texts = tuple(Text(text=line) for line in lines)
     histograms = [_histogram(graph, values) for values in analysis.histograms]
-    return (*remedy, *plots, table, *histograms)
+    return (*texts, *plots, table, *histograms)
+
+
+def float_lines(layers: Sequence[LayerCost]) -> list[str]:
+    """Return a sentence for each graph that keeps layers in float, with the reason."""
+    lines = []
+    for encoding in dict.fromkeys(value for layer in layers for value in layer.in_float):
+        kept = [layer.name for layer in layers if encoding in layer.in_float]
+        names = ", ".join(kept[:MAX_NAMES]) + (", ..." * (len(kept) > MAX_NAMES))
+        lines.append(
+            f"{_graph_names([encoding])}.onnx keeps {len(kept)} of {plural(len(layers), 'layer')} "
+            f"in float ({names}): the search for the target chose them, because in INT8 "
+            "they lose the most accuracy for the time that they save."
+        )
+    return lines
 
 
 def _graph_names(encodings: Sequence[str]) -> str:

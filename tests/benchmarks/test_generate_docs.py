@@ -14,10 +14,12 @@ from benchmarks.generate_docs import (
     PICTURE,
     README,
     RESULTS,
+    SUPPORT_PAGE,
     make_performance_page,
     make_picture,
     read_tables,
     update_readme,
+    update_support,
 )
 from benchmarks.results import QUANTIZATION_DATA
 from resdeploy.json_documents import jsonable
@@ -34,6 +36,12 @@ def test_the_table_of_the_readme_is_up_to_date() -> None:
     readme = README.read_text(encoding="utf-8")
     assert readme.count("<!-- table -->") == 1
     assert update_readme(readme, RESULTS) == readme, "run python -m benchmarks.generate_docs"
+
+
+def test_the_matrix_of_networks_is_up_to_date() -> None:
+    page = SUPPORT_PAGE.read_text(encoding="utf-8")
+    assert page.count("<!-- table -->") == 1
+    assert update_support(page, RESULTS) == page, "run python -m benchmarks.generate_docs"
 
 
 def test_the_picture_of_the_readme_is_up_to_date() -> None:

@@ -157,6 +157,18 @@ def readable_models() -> dict[str, ModelProto]:
     found["a node and a weight of one name"] = plain()
     found["a node and a weight of one name"].graph.node[0].name = "w"
     found["average pooling"] = model(nodes, constants)
+    for name, kernel, stride, pad in (
+        ("whole maps", 99, 99, 0), ("parts of windows", 3, 2, 0), ("zeros", 3, 2, 1),
+    ):  # fmt: skip
+        nodes, constants = body()
+        nodes[2:2] = [
+            node(
+                "AveragePool", ["r"], ["a"], kernel_shape=(kernel,) * 2, strides=(stride,) * 2,
+                pads=(pad,) * 4, ceil_mode=1, count_include_pad=1,
+            )
+        ]  # fmt: skip
+        nodes[3].input[0] = "a"
+        found[f"average pooling of {name}"] = model(nodes, constants, opset=20)
     found["constants as nodes"] = _with_constant_nodes(plain())
     found["initialisers among the inputs"] = _with_listed_weights(plain())
     found["a local function"] = _with_function()
@@ -170,6 +182,14 @@ def readable_models() -> dict[str, ModelProto]:
         inputs=[("x", TensorProto.FLOAT, (1, 3, SIDE, SIDE))],
         outputs=[("y", TensorProto.FLOAT, (1, CLASSES))],
     )  # fmt: skip
+    found["a class token"] = _transformer("n")
+    found["a class token for one image"] = _transformer(1)
+    nodes, constants = body()
+    nodes[4:] = [
+        node("Shape", ["f"], ["s"]), node("Expand", ["row", "s"], ["rows"]),
+        node("Add", ["f", "rows"], ["g"]), node("Gemm", ["g", "v", "u"], ["y"], transB=1),
+    ]  # fmt: skip
+    found["a row for each image"] = model(nodes, constants | {"row": weights(1, 8, seed=4)})
     return found
 
 
@@ -187,6 +207,42 @@ def half(original: ModelProto) -> ModelProto:
 
 def save_with_weights_beside(original: ModelProto, path: Path) -> None:
     onnx.save(original, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+
+
+def _transformer(batch: str | int) -> ModelProto:
+    """Return a vision transformer: patches, a class token, attention, and a classifier."""
+    node, tokens = helper.make_node, (SIDE // 4) ** 2
+    rows = [] if batch == 1 else [
+        node("Shape", ["patches"], ["s"]), node("Gather", ["s", "zero"], ["n"]),
+        node("Concat", ["n", "rest"], ["many"], axis=0), node("Expand", ["token", "many"], ["row"]),
+    ]  # fmt: skip
+    nodes = [
+        node("Conv", ["x", "w", "b"], ["c"], strides=(4, 4)),
+        node("Reshape", ["c", "flat"], ["r"]),
+        node("Transpose", ["r"], ["patches"], perm=(0, 2, 1)),
+        *rows,
+        node("Concat", ["row" if rows else "token", "patches"], ["j"], axis=1),
+        node("Add", ["j", "positions"], ["t"]),
+        node("MatMul", ["t", "q"], ["query"]),
+        node("Transpose", ["t"], ["key"], perm=(0, 2, 1)),
+        node("MatMul", ["query", "key"], ["scores"]),
+        node("Softmax", ["scores"], ["shares"], axis=-1),
+        node("MatMul", ["shares", "t"], ["mixed"]),
+        node("Add", ["mixed", "t"], ["sum"]),
+        node("Gather", ["sum", "first"], ["f"], axis=1),
+        node("Gemm", ["f", "v", "u"], ["y"], transB=1),
+    ]
+    constants = {
+        "w": weights(8, 3, 4, 4), "b": weights(8, seed=1), "flat": np.array([-1, 8, tokens]),
+        "zero": np.array([0]), "rest": np.array([1, 8]), "token": weights(1, 1, 8, seed=4),
+        "positions": weights(1, tokens + 1, 8, seed=5), "q": weights(8, 8, seed=6),
+        "first": np.array(0), "v": weights(CLASSES, 8, seed=2), "u": weights(CLASSES, seed=3),
+    }  # fmt: skip
+    return model(
+        nodes, constants,
+        inputs=[("x", TensorProto.FLOAT, (batch, 3, SIDE, SIDE))],
+        outputs=[("y", TensorProto.FLOAT, (batch, CLASSES))],
+    )  # fmt: skip
 
 
 def _with_constant_nodes(original: ModelProto) -> ModelProto:

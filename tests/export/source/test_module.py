@@ -16,6 +16,8 @@ from resdeploy.errors import CheckpointError, ExportError
 from resdeploy.export.module_export import export_module
 from resdeploy.export.source.module import module_network
 from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.result_files.verification import Rule
+from resdeploy.statistics import Verdict
 from tests.samples import CLASSES, SIZE
 
 SETTINGS = Preprocessing(image_size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -91,7 +93,24 @@ def test_a_module_becomes_a_bundle_whose_graphs_are_verified(
     for artifact in result.artifacts:
         if artifact.precision.value == "int8":
             assert artifact.int8_convs == artifact.convs == 7
+    assert set(open_bundle(tmp_path / "net.bundle").golden().bit_exact) == {"int8-cpu"}
     with resdeploy.load(tmp_path / "net.bundle") as model:
         assert model.labels == CLASSES
         picture = next((image_data / "val" / "red").iterdir())
         assert model.predict(picture)[0].label in CLASSES
+
+
+def test_functions_in_float_promise_no_equal_bits(image_data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, len(CLASSES)),
+    )  # fmt: skip
+    export_module(
+        module, tmp_path / "net.bundle",
+        preprocessing=SETTINGS, labels=CLASSES, calibration=image_data, int8=True, calibrator="max",
+    )  # fmt: skip
+    # A processor's own approximation of a sigmoid changes which integer is nearest.
+    assert open_bundle(tmp_path / "net.bundle").golden().bit_exact == {}
+    result = resdeploy.verify(tmp_path / "net.bundle", precision="int8").results[0]
+    assert (result.rule, result.verdict) == (Rule.SQNR, Verdict.REPRODUCED)

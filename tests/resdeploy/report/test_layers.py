@@ -55,6 +55,18 @@ def test_the_layers_of_the_report_have_an_action() -> None:
     ]
 
 
+def test_layers_in_float_are_named_with_the_reason() -> None:
+    layers = tuple(
+        dataclasses.replace(layer, in_float=("cpu",) if layer.name == "bad" else ())
+        for layer in ANALYSIS.layers
+    )
+    blocks = layer_blocks(dataclasses.replace(ANALYSIS, layers=layers), None)
+    assert [block.text for block in blocks if isinstance(block, Text)][-1] == (
+        "int8-cpu.onnx keeps 1 of 3 layers in float (bad): the search for the target chose them, "
+        "because in INT8 they lose the most accuracy for the time that they save."
+    )
+
+
 @pytest.mark.parametrize(
     ("origin", "images"),
     [
