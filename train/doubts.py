@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from resdeploy.tables import plural
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.dataset import DataSplits
+
+if TYPE_CHECKING:
+    from resdeploy.train.run.outcome import RunOutcome
 
 # Smallest numbers of images of a class for new and for trained weights: estimated, not measured.
 FEW_IMAGES, FEW_IMAGES_WITH_INIT = 100, 10
@@ -36,16 +40,19 @@ def chance_doubt(accuracy: float, images: int, baseline: float) -> str | None:
     )
 
 
-def divergence_doubt(loss: float, config: TrainingConfig, splits: DataSplits) -> str | None:
-    """Return a doubt if the training loss is above that of the same probability for all classes."""
+def doubts_after(
+    outcome: RunOutcome, loss: float, config: TrainingConfig, splits: DataSplits
+) -> Iterator[str]:
+    """Yield a sentence with a remedy for each sign that a training with this last loss failed."""
+    if outcome.accuracy <= outcome.baseline_accuracy < 100:
+        yield NOTHING_LEARNED
     guessing = math.log(len(splits.train.classes))
-    if loss <= guessing or config.distillation:  # the teacher adds a loss of its own
-        return None
-    return (
-        f"the training loss of the last epoch, {loss:.2f}, is above that of guessing, "
-        f"{guessing:.2f}: the steps are too large or too few; use a smaller --lr, more --epochs, "
-        "or --init with trained weights"
-    )
+    if loss > guessing and not config.distillation:  # the teacher adds a loss of its own
+        yield (
+            f"the training loss of the last epoch, {loss:.2f}, is above that of guessing, "
+            f"{guessing:.2f}: the steps are too large or too few; use a smaller --lr, more "
+            "--epochs, or --init with trained weights"
+        )
 
 
 def majority_baseline(splits: DataSplits) -> tuple[str, float]:

@@ -29,12 +29,7 @@ from resdeploy.train.data.augment import Augmentation
 from resdeploy.train.data.dataset import Batch, BatchPlan, DataSplits, EpochImages, load_batches
 from resdeploy.train.data.workers import affordable_workers
 from resdeploy.train.distributed import Process, connect_processes
-from resdeploy.train.doubts import (
-    NOTHING_LEARNED,
-    divergence_doubt,
-    majority_baseline,
-    reasons_to_doubt,
-)
+from resdeploy.train.doubts import doubts_after, majority_baseline, reasons_to_doubt
 from resdeploy.train.evaluation import VAL_BATCH, Evaluation, evaluate, validation_plan
 from resdeploy.train.qat.distillation import Teacher
 from resdeploy.train.qat.network import QuantizedStart
@@ -285,9 +280,7 @@ class _Trainer:
             self.metrics, config, self.splits, evaluation.accuracy, len(unreadable), self.finish
         )
         if self.process.is_main:
-            nothing = outcome.accuracy <= outcome.baseline_accuracy < 100
-            diverged = divergence_doubt(self.metrics[-1].loss, config, self.splits)
-            for warning in filter(None, [NOTHING_LEARNED if nothing else None, diverged]):
+            for warning in doubts_after(outcome, self.metrics[-1].loss, config, self.splits):
                 logger.warning("%s", warning)
                 warnings.append(warning)
             write_results(

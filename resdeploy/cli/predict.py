@@ -93,7 +93,8 @@ def predict(
     from resdeploy.runtime.model import load
 
     if bool(images) == bool(camera):
-        raise UsageError("give either IMAGES or --camera")
+        given = f"; {bundle} was taken for the BUNDLE" if bundle.is_file() else ""
+        raise UsageError(f"give either IMAGES or --camera{given}")
     if camera is None:
         reject_options(("frames", "seconds"), "--frames and --seconds need --camera")
     else:

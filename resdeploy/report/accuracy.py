@@ -53,7 +53,13 @@ def decision_sentence(result: Verification) -> str:
             "and become right as often as wrong"
         )
     given = "if the drop is" if fewer else "if it stays at"
-    return f"{sentence}, {given} {signed(drop or 0.0, 2)} points, as on these"
+    others = dict.fromkeys(
+        f"about {count:,} decide about {_with_use(line)}"
+        for count, line in needed
+        if count < most and line.verdict is Verdict.INCONCLUSIVE
+    )
+    more = f"; {joined([*others])}" if others else ""
+    return f"{sentence}, {given} {signed(drop or 0.0, 2)} points, as on these{more}"
 
 
 def verification_summary(result: Verification) -> str:

@@ -12,7 +12,13 @@ from resdeploy.images.class_folders import LabelledImages
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.dataset import DataSplits
 from resdeploy.train.data.shards import ImageFile, TarMember
-from resdeploy.train.doubts import divergence_doubt, majority_baseline, reasons_to_doubt
+from resdeploy.train.doubts import (
+    NOTHING_LEARNED,
+    doubts_after,
+    majority_baseline,
+    reasons_to_doubt,
+)
+from resdeploy.train.run.outcome import RunOutcome
 
 
 def splits(train: tuple[int, ...], val: tuple[int, ...] = (60, 40)) -> DataSplits:
@@ -66,11 +72,16 @@ def test_what_is_too_small_to_learn_is_named_with_a_remedy(
 
 def test_a_loss_above_that_of_guessing_is_a_doubt() -> None:
     """Two classes of the same probability have a cross entropy of log 2 = 0.693."""
-    config = TrainingConfig()
-    assert divergence_doubt(0.69, config, splits((60, 40))) is None
-    found = divergence_doubt(0.70, config, splits((60, 40)))
-    assert found is not None
+    images, config = splits((60, 40)), TrainingConfig()
+    taught = TrainingConfig(distillation=1.0, qat=True, init="a.pth")
+    outcome = RunOutcome(
+        accuracy=70, epochs=3, planned_epochs=3, best_epoch=3, stopped=None, baseline_accuracy=60,
+        train_images=100, val_images=100, held_out=True, unreadable=0, passed_over={},
+    )  # fmt: skip
+    assert list(doubts_after(outcome, 0.69, config, images)) == []
+    assert list(doubts_after(outcome, 9.0, taught, images)) == []
+    (found,) = doubts_after(outcome, 0.70, config, images)
     assert "0.70, is above that of guessing, 0.69" in found
     assert "; use a smaller --lr" in found
-    taught = dataclasses.replace(config, distillation=1.0, qat=True, init="a.pth")
-    assert divergence_doubt(9.0, taught, splits((60, 40))) is None
+    guessing = dataclasses.replace(outcome, accuracy=60)
+    assert list(doubts_after(guessing, 0.70, config, images)) == [NOTHING_LEARNED, found]
