@@ -53,12 +53,11 @@ def decision_sentence(result: Verification) -> str:
             "and become right as often as wrong"
         )
     given = "if the drop is" if fewer else "if it stays at"
-    others = dict.fromkeys(
-        f"about {count:,} decide about {_with_use(line)}"
-        for count, line in needed
-        if count < most and line.verdict is Verdict.INCONCLUSIVE
-    )
-    more = f"; {joined([*others])}" if others else ""
+    others: dict[int, dict[str, None]] = {}
+    for images, line in needed:
+        if images < most and line.verdict is Verdict.INCONCLUSIVE:
+            others.setdefault(images, {})[_with_use(line)] = None
+    more = "".join(f"; about {n:,} decide about {joined([*names])}" for n, names in others.items())
     return f"{sentence}, {given} {signed(drop or 0.0, 2)} points, as on these{more}"
 
 
