@@ -12,11 +12,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+Item = TypeVar("Item")
 Advance = Callable[[int], None]
 """A callback for the number of items that were finished since the last call."""
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
@@ -36,6 +37,13 @@ def silent(what: str, total: int) -> Iterator[Advance]:
 def named(progress: Progress, part: str) -> Progress:
     """Return a progress that adds the name of a part to that of the work."""
     return lambda what, total: progress(f"{what}, {part}", total)
+
+
+def counted(items: Iterable[Item], advance: Advance) -> Iterator[Item]:
+    """Yield each item, and count it after its use."""
+    for item in items:
+        yield item
+        advance(1)
 
 
 @dataclass(slots=True, eq=False)

@@ -20,7 +20,7 @@ from resdeploy.errors import DataError, Interrupted
 from resdeploy.filesystem import check_writable
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.machine.device import read_device
-from resdeploy.progress import Progress, silent
+from resdeploy.progress import Progress, counted, silent
 from resdeploy.result_files.provenance import collect_provenance
 from resdeploy.train import initialization
 from resdeploy.train.checkpoint.load import Checkpoint
@@ -369,8 +369,11 @@ class _Trainer:
     def _evaluate(self, batches: Iterator[Batch]) -> Evaluation:
         images = self.splits.val
         count = math.ceil(len(images.files) / self.val_plan.batch_size)
-        once = (batch for batch in islice(batches, count) if self._check_stop())
-        evaluation = evaluate(self.learner.evaluated_model, once, len(images.classes), self.process)
+        with self.progress("validating", count) as advance:
+            counted_batches = counted(islice(batches, count), advance)
+            once = (batch for batch in counted_batches if self._check_stop())
+            model = self.learner.evaluated_model
+            evaluation = evaluate(model, once, len(images.classes), self.process)
         self.unreadable.add("val", evaluation.unreadable)
         return evaluation
 
