@@ -315,8 +315,8 @@ class _Trainer:
         last_save = last_read = time.perf_counter()
         pending: list[Tensor] = []
         waiting_seconds = 0.0
-        with self.progress(f"epoch {epoch + 1}", sum(self.steps)) as advance:
-            advance(sum(self.steps[:first]))
+        name = f"the rest of epoch {epoch + 1}" if first else f"epoch {epoch + 1}"
+        with self.progress(name, sum(self.steps[first:])) as advance:
             for step in range(first, steps):
                 wait_start = time.perf_counter()
                 batch = next(batches)
