@@ -40,6 +40,11 @@ from resdeploy.statistics import Verdict
 from tests.fakes import ColourBackend, GoldenBackend, colour_engine, make_engine
 from tests.samples import rename_folders, write_images
 
+RUNS_INT8 = pytest.mark.skipif(
+    "int8" not in onnxruntime_cpu.artifacts(onnxruntime.__version__),
+    reason="ONNX Runtime before 1.30 does not run int8.onnx",
+)
+
 
 def by_encoding(result: Verification) -> dict[tuple[str, str], Verdict]:
     return {(r.precision.value, r.encoding.value): r.verdict for r in result.results}
@@ -245,6 +250,7 @@ def undecided(tiny_bundle: Bundle, image_data: Path, *names: str) -> Verificatio
     return dataclasses.replace(found, results=results, verdict=Verdict.INCONCLUSIVE)
 
 
+@RUNS_INT8
 def test_a_graph_for_tensorrt_that_is_undecided_does_not_keep_a_cpu_from_serving(
     tiny_bundle: Bundle, image_data: Path
 ) -> None:
@@ -256,6 +262,7 @@ def test_a_graph_for_tensorrt_that_is_undecided_does_not_keep_a_cpu_from_serving
     )
 
 
+@RUNS_INT8
 def test_a_graph_that_serves_here_is_not_used_while_it_is_undecided(
     tiny_bundle: Bundle, image_data: Path
 ) -> None:
@@ -270,6 +277,7 @@ def test_a_graph_that_serves_here_is_not_used_while_it_is_undecided(
     assert next_step(fp32, "x.bundle") == "verify with more labelled images before you use fp32"
 
 
+@RUNS_INT8
 def test_the_graph_that_needs_the_most_images_is_named(
     tiny_bundle: Bundle, image_data: Path
 ) -> None:
