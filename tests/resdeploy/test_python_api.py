@@ -92,7 +92,7 @@ def test_verify_and_export_return_results(
         ("verify", "--help", {}, BundleError, "--help does not exist"),  # no option
         ("verify", "x", {"data": None}, BundleError, "x does not exist"),
         ("train", "x", {"epochs": 0}, ValueError, "0 is not in the range"),
-        ("train", "x", {"lr": float("inf")}, TrainingError, "--lr is inf, not a finite"),
+        ("train", "digits", {"lr": float("inf")}, TrainingError, "--lr is inf, not a finite"),
         ("train", "x", {"crop_fraction": "a\nb"}, ValueError, "is not a plain number"),
         ("train", "x", {"flip": False, "image_size": 32}, DataError, "there is no folder x"),
         ("train", None, {"resume": "x", "lr": 1}, ValueError, "leave --lr out"),
