@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from resdeploy.export.inputs import load_network
 from resdeploy.export.norm_inputs import norms_with_statistics
 from resdeploy.export.source.graph_network import GraphNetwork
@@ -21,7 +19,6 @@ from resdeploy.images.preprocessing_settings import PreprocessingSettings, optio
 from resdeploy.progress import silent
 from resdeploy.train.checkpoint.contents import Weights
 from resdeploy.train.model.architecture import Architecture
-from resdeploy.train.model.resnet import ResNet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +136,7 @@ def _choice(network: Network) -> tuple[ChosenPreprocessing, dict[str, str]]:
 
 def _summarise_checkpoint(path: Path, source: CheckpointNetwork) -> CheckpointSummary:
     checkpoint, architecture = source.checkpoint, source.checkpoint.architecture
-    with torch.device("meta"):
-        network = ResNet(architecture)
+    network = checkpoint.network()
     head = next(tensor for name, tensor in checkpoint.state.items() if name.startswith("fc."))
     choice, missing = _choice(source)
     return CheckpointSummary(
@@ -154,7 +150,7 @@ def _summarise_checkpoint(path: Path, source: CheckpointNetwork) -> CheckpointSu
         features=head.shape[1],
         weights=Weights(checkpoint.weights),
         dtype=checkpoint.dtype,
-        batch_norms_lack_statistics=not any(norms_with_statistics(checkpoint.network())),
+        batch_norms_lack_statistics=not any(norms_with_statistics(network)),
         labels=checkpoint.labels,
         preprocessing=choice.preprocessing,
         origins=choice.origins,

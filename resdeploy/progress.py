@@ -39,11 +39,13 @@ def named(progress: Progress, part: str) -> Progress:
     return lambda what, total: progress(f"{what}, {part}", total)
 
 
-def counted(items: Iterable[Item], advance: Advance) -> Iterator[Item]:
-    """Yield each item, and count it after its use."""
+def counted(
+    items: Iterable[Item], advance: Advance, size: Callable[[Item], int] = lambda item: 1
+) -> Iterator[Item]:
+    """Yield each item, and count its `size` after its use."""
     for item in items:
         yield item
-        advance(1)
+        advance(size(item))
 
 
 @dataclass(slots=True, eq=False)

@@ -36,7 +36,7 @@ from resdeploy.export.quantization.result import Calibration, Fold
 from resdeploy.export.quantization.simulate import batch_size, run_graph
 from resdeploy.export.source.network import CheckpointNetwork
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.progress import Advance, Progress
+from resdeploy.progress import Advance, Progress, counted
 from resdeploy.statistics import agreement_percent, sqnr_db
 from resdeploy.tables import plural
 
@@ -98,7 +98,7 @@ def calibrate(
     equalizing, others = _take(calibrating, EQUALIZING_IMAGES)
     if equalizing and not learned:
         with progress("equalising channels", sum(map(len, equalizing))) as advance:
-            model = _equalized(model, _counted(equalizing, advance))
+            model = _equalized(model, counted(equalizing, advance, len))
     edges = [edge for encoding in ENCODINGS for edge in place(model.graph, encoding)]
     tensors = list(dict.fromkeys(edge.range_of for edge in edges))
 
@@ -238,13 +238,6 @@ def _take(
     return taken, batches
 
 
-def _counted(batches: Iterable[UInt8Array], advance: Advance) -> Iterator[UInt8Array]:
-    """Yield the batches, and count the images of each after its use."""
-    for batch in batches:
-        yield batch
-        advance(len(batch))
-
-
 def _equalized(model: ir.Model, batches: Iterable[UInt8Array]) -> ir.Model:
     """Return the same network with its channels rescaled to similar ranges."""
     quantised = {edge.range_of for edge in place(model.graph, Encoding.TENSORRT)}
@@ -275,11 +268,11 @@ def _observe_parts(
     for part in parts:
         size = batch_size(part.shape[1:3])
         batches = (part[i : i + size] for i in range(0, len(part), size))
-        found.append(observe(graph, tensors, _counted(batches, advance)))
+        found.append(observe(graph, tensors, counted(batches, advance, len)))
     first = next(rest, None)
     if first is not None or not parts:
         remaining = rest if first is None else chain([first], rest)
-        found.append(observe(graph, tensors, _counted(remaining, advance)))
+        found.append(observe(graph, tensors, counted(remaining, advance, len)))
     return found
 
 

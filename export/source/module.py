@@ -58,7 +58,7 @@ def module_network(
         settings=settings_of(preprocessing), place="the call", is_checkpoint=True
     )
     network = replace(network, labels=tuple(labels) if labels else None, stated=(stated,))
-    return computed_by(network, own)
+    return _computed_by(network, own)
 
 
 def program_network(path: Path) -> GraphNetwork:
@@ -71,7 +71,7 @@ def program_network(path: Path) -> GraphNetwork:
     content = read_limited(path, MAX_BYTES, CheckpointError, "give a smaller file")
     program = read_program(content, path)
     network = _traced(program, None, path, path.stem, sha256(content))
-    return computed_by(network, program.module(check_guards=False))
+    return _computed_by(network, program.module(check_guards=False))
 
 
 def _traced(
@@ -83,7 +83,7 @@ def _traced(
     return graph_network(check_model(path, proto, digest or sha256(proto.SerializeToString())))
 
 
-def computed_by(network: GraphNetwork, module: torch.nn.Module) -> GraphNetwork:
+def _computed_by(network: GraphNetwork, module: torch.nn.Module) -> GraphNetwork:
     """Return the network with PyTorch as its reference, if the module computes logits."""
     taken, dtype = network.file.input, _dtype(module)
     if not network.gives_logits:  # the graph's logits are the input of the module's last softmax

@@ -90,13 +90,17 @@ def float_lines(layers: Sequence[LayerCost]) -> list[str]:
     lines = []
     for encoding in dict.fromkeys(value for layer in layers for value in layer.in_float):
         kept = [layer.name for layer in layers if encoding in layer.in_float]
-        names = ", ".join(kept[:MAX_NAMES]) + (", ..." * (len(kept) > MAX_NAMES))
+        names = _some_names(kept)
         lines.append(
             f"{_graph_names([encoding])}.onnx keeps {len(kept)} of {plural(len(layers), 'layer')} "
             f"in float ({names}): the search for the target chose them, because in INT8 "
             "they lose the most accuracy for the time that they save."
         )
     return lines
+
+
+def _some_names(layers: Sequence[str]) -> str:
+    return ", ".join(layers[:MAX_NAMES]) + (", ..." * (len(layers) > MAX_NAMES))
 
 
 def _graph_names(encodings: Sequence[str]) -> str:
@@ -158,7 +162,7 @@ def remedy_lines(remedy: Remedy) -> list[str]:
     if remedy.mixture is None:
         return [*lines, f"No option keeps layers of {graph} in float."]
     mixture = remedy.mixture
-    names = ", ".join(mixture.layers[:MAX_NAMES]) + (", ..." * (len(mixture.layers) > MAX_NAMES))
+    names = _some_names(mixture.layers)
     lines.append(
         f"On the golden images, with {len(mixture.layers)} of "
         f"{plural(mixture.candidates, 'layer')} (additions included) in float ({names}), the SQNR "
