@@ -249,7 +249,7 @@ def write_other_files(
         batch_norms_lack_statistics=lacks_statistics,
         work=work,
     )
-    doubts = quality_warnings(manifest)
+    doubts = quality_warnings(manifest, analysis.remedy if analysis else None)
     manifest = replace(manifest, warnings=(*manifest.warnings, *doubts))
     return write_contents(folder, name, manifest, analysis, contents)
 

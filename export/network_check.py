@@ -16,6 +16,7 @@ import numpy as np
 
 from resdeploy.bundle.batch_norm_shift import BatchNormShift, summarise_norms
 from resdeploy.bundle.manifest import ExportWarning
+from resdeploy.bundle.quality import NO_BETTER
 from resdeploy.calibration.image_set import draw
 from resdeploy.errors import DataError, ImageError
 from resdeploy.export.inputs import Source
@@ -28,7 +29,7 @@ from resdeploy.label_check import check_labels, refuse_wrong_labels
 from resdeploy.statistics import IntArray
 from resdeploy.tables import plural
 from resdeploy.train.checkpoint.run import RunDocument
-from resdeploy.train.doubts import NO_BETTER, REMEDIES
+from resdeploy.train.doubts import REMEDIES
 from resdeploy.train.model.resnet import Classifier
 
 logger = logging.getLogger(__name__)

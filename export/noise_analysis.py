@@ -60,6 +60,7 @@ class Explanation:
     layers: tuple[TensorSensitivity, ...]
     """Quantised tensors; the lowest SQNR comes first."""
     remedy: Remedy
+    """That of the export, which does not depend on `images`."""
     schema: str = "resdeploy.explanation/1"
 
 
@@ -87,6 +88,13 @@ def explain(
     golden = bundle.golden()
     pixels = golden.images[:images]
     total, layers = explain_tensors(model, recipe, pixels, progress)
+    known = read_analysis(bundle)
+    if known is not None and known.encoding is artifact.encoding:
+        remedy = known.remedy
+    else:  # as the export finds it, whatever `images` are
+        record = calibration_record(bundle.manifest)
+        sqnrs = sqnr_per_tensor(model, recipe, golden.images[:REPORT_IMAGES], progress)
+        remedy = find_remedy(model, recipe, record, artifact, golden, sqnrs)
     return Explanation(
         bundle=str(bundle.path),
         encoding=artifact.encoding,
@@ -96,14 +104,7 @@ def explain(
         sqnr_db=total,
         coverage=coverage(quantised.graph, artifact.encoding),
         layers=layers,
-        remedy=find_remedy(
-            model,
-            recipe,
-            calibration_record(bundle.manifest),
-            artifact,
-            golden,
-            {layer.tensor: layer.sqnr_alone_db for layer in layers},
-        ),
+        remedy=remedy,
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from resdeploy.errors import ExportError
+from pathlib import Path
+
+from resdeploy.errors import CalibrationError, ExportError
+from resdeploy.train.checkpoint.run import recorded_run
 
 
 def check_int8_options(
@@ -32,3 +35,20 @@ def check_int8_options(
     for option, used in needs_int8.items():
         if used and not int8:
             raise ExportError(f"{option} applies only to INT8 graphs", "add --int8")
+
+
+def check_calibration_source(source: Path, calibration_data: Path | None) -> None:
+    """Check that `source` is a run, which names images, unless there is a folder of them.
+
+    Raises:
+        CalibrationError: No images are known for INT8.
+    """
+    if calibration_data is None and source.is_file() and recorded_run(source) is None:
+        raise no_calibration_images()
+
+
+def no_calibration_images() -> CalibrationError:
+    return CalibrationError(
+        "INT8 needs calibration images, and none are known for this checkpoint",
+        "name a folder of typical images with --calibration-data",
+    )

@@ -212,6 +212,9 @@ def export(
         logger.info(
             "%s; if that is wrong, stop this export, and %s", assumed, remedy_of(source.network)
         )
+    untrained = training_warnings(source.run)
+    for doubt in untrained:  # repeated at the end
+        logger.info("%s; to stop this export: Ctrl-C", doubt.message)
     classifier = source.network.classifier(preprocessing)
     with progress("computing the golden logits", 0):
         if config.golden_data is None:
@@ -227,7 +230,7 @@ def export(
     is_checkpoint = isinstance(source.network, CheckpointNetwork)
     lacks_statistics = is_checkpoint and check is not None and shift is None and not source.is_own
     warnings = preprocessing_warnings(source.network, source.choice)
-    warnings += training_warnings(source.run) + shift_warnings(check, source)
+    warnings += untrained + shift_warnings(check, source)
     warnings += label_warnings(check, source, labels_are_used=config.int8)
     with progress("converting to ONNX", 0):
         model = classifier.to_onnx()

@@ -83,15 +83,16 @@ def replace_golden(
         if logits is not None and artifact.name in bundle.golden().bit_exact:
             bit_exact[artifact.name] = logits
     record = GoldenRecord(images=len(images), origin=GoldenOrigin.DATA, reference=reference)
-    before = quality_warnings(manifest)
-    kept = [warning for warning in manifest.warnings if warning not in before]
+    before = {warning.message for warning in quality_warnings(manifest)}
+    kept = [warning for warning in manifest.warnings if warning.message not in before]
+    analysis = analyse_again(bundle, artifacts, golden, progress)
     manifest = replace(manifest, artifacts=tuple(artifacts), golden=record)
-    manifest = replace(manifest, warnings=(*kept, *quality_warnings(manifest)))
+    doubts = quality_warnings(manifest, analysis.remedy if analysis else None)
+    manifest = replace(manifest, warnings=(*kept, *doubts))
     contents = {
         **{file: bundle.read(file) for file in manifest.files if file not in (REPORT, MODEL_CARD)},
         GOLDEN: replace(golden, bit_exact=bit_exact).to_bytes(),
     }
-    analysis = analyse_again(bundle, artifacts, golden, progress)
     with new_directory(output, force=force, marker=MANIFEST) as folder:
         for file, graph in graphs.items():
             (folder / file).write_bytes(graph)

@@ -6,6 +6,8 @@ A wrong argument in a Python call raises a ValueError or TypeError instead.
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,27 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+class Terminated(KeyboardInterrupt):
+    """The end of a command by SIGTERM, with the exit code of a shell."""
+
+    code = 128 + signal.SIGTERM
+
+
+def end_command(number: int, _: object) -> None:
+    """Raise Terminated: the handler of SIGTERM in the process of a command."""
+    signal.signal(number, signal.SIG_DFL)
+    raise Terminated
+
+
+def _end_silently() -> None:
+    """Let SIGTERM end a process that a command forked without a message."""
+    if signal.getsignal(signal.SIGTERM) is end_command:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_end_silently)
 
 
 class ResdeployError(Exception):

@@ -159,9 +159,11 @@ def load(
     *,
     exact: bool = False,
 ) -> Model:
-    """Open a bundle with the first backend, fastest first, that passes the golden check.
+    """Open a bundle with the usually fastest graph that verifies on this machine.
 
-    `auto` measures nothing here: it uses what `resdeploy serve` or `doctor` has measured before.
+    `auto` measures nothing here. It takes the first graph and backend that pass the golden check,
+    in the usual order of their speeds, or in that which `resdeploy serve` or `doctor` measured
+    here before. The `repr` of the model names both.
 
     Args:
         path: The folder of the bundle.

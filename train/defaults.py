@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +76,7 @@ def choose_run(
         logger.info("%s", origin)
     if run is not None and not is_digits:
         _warn_about_learned(run, config, splits)
-    side = median_low(shorter_sides(splits.train.files) or [LARGEST_SIDE])
+    side = typical_side(splits)
     size = max(STRIDE, min(LARGEST_SIDE, side // STRIDE * STRIDE))
     if adapts:
         fitting = {"image_size": size} | fitting_schedule(len(splits.train.files), config)
@@ -121,10 +121,27 @@ def _report_sizes(
             "%.0f times as much as with --image-size %d; begin with --image-size %d",
             size_text(config.image_size), cost, fitting, begin,
         )  # fmt: skip
+    for note in _stem_note(config, side):
+        logger.info(note)
+
+
+def notes_on(config: TrainingConfig, splits: DataSplits) -> Iterator[str]:
+    """Yield what the report of a run says about its start: sentences without a full stop."""
+    if config.init is None and config.data != DIGITS:
+        yield "the training began with a new network; --init FILE starts from trained weights"
+        yield from _stem_note(config, typical_side(splits))
+
+
+def typical_side(splits: DataSplits) -> int:
+    """Return the median shorter side of the training pictures, in pixels."""
+    return median_low(shorter_sides(splits.train.files) or [LARGEST_SIDE])
+
+
+def _stem_note(config: TrainingConfig, side: int) -> Iterator[str]:
     # He et al. 2015, section 4.2, have a 3x3 convolution and no pooling for CIFAR-10. The factor
     # is that of the multiplications of a ResNet-18 or -34: 15.0 and 15.5.
-    if initial is None and config.stem is None and STRIDE <= side <= SMALL_SIDE:
-        logger.info(
+    if config.init is None and config.stem is None and STRIDE <= side <= SMALL_SIDE:
+        yield (
             "for such small pictures, --stem cifar is usually more accurate, but takes 15 times "
             "the computation: it does not begin by reducing them to a quarter of the side"
         )

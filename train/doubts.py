@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from resdeploy.bundle.quality import NO_BETTER
 from resdeploy.tables import plural
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.dataset import DataSplits
@@ -19,7 +20,6 @@ FEW_IMAGES, FEW_IMAGES_WITH_INIT = 100, 10
 FEW_STEPS = 100  # batch norm's running statistics are averages over 10 steps
 FEW_VAL_IMAGES = 50  # the 95 % confidence interval of an accuracy of 90 % is 17 points wide
 
-NO_BETTER = "no better than always predicting one class"
 REMEDIES = "use more --epochs, more images, or --init with trained weights"
 NOTHING_LEARNED = f"the network is {NO_BETTER}; {REMEDIES}"
 

@@ -22,7 +22,7 @@ from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, counted, silent
 from resdeploy.result_files.provenance import collect_provenance
-from resdeploy.train import initialization
+from resdeploy.train import defaults, initialization
 from resdeploy.train.checkpoint.load import Checkpoint
 from resdeploy.train.config import TrainingConfig, learning_rate
 from resdeploy.train.data.augment import Augmentation
@@ -288,7 +288,7 @@ class _Trainer:
                 processes=self.process.count, metrics=self.metrics, evaluation=evaluation,
                 images=self.splits.val, preprocessing=self.preprocessing, unreadable=unreadable,
                 provenance=provenance, held_out=self.record.data.held_out, warnings=warnings,
-                command=self.record.command,
+                notes=[*defaults.notes_on(config, self.splits)], command=self.record.command,
             )  # fmt: skip
         return TrainingResult(
             run=self.folder,

@@ -18,6 +18,8 @@ from resdeploy.bundle.quality import (
     ENOUGH_AGREEMENT,
     ENOUGH_SQNR_DB,
     MIN_AGREEMENT,
+    NO_INT8_SHORTCUTS,
+    QAT,
     QualityLimits,
     export_figures,
     is_below,
@@ -38,8 +40,6 @@ SECONDS = 60.0
 LATENCY_ROUNDS = 5  # of 0.3 s for each of two graphs, in turns: the load of the machine changes
 ENOUGH = QualityLimits(agreement=ENOUGH_AGREEMENT, sqnr_db=ENOUGH_SQNR_DB)
 MORE_IMAGES = "--calibration-data FOLDER_WITH_MORE_IMAGES"
-NO_INT8_SHORTCUTS = "no --int8-shortcuts"
-QAT = "train --qat"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from resdeploy.calibration.image_set import CalibrationImages, draw
 from resdeploy.errors import CalibrationError
 from resdeploy.export.inputs import Source
+from resdeploy.export.options import no_calibration_images
 from resdeploy.export.quantization.simulate import batch_size
 from resdeploy.images.preprocessing import ImageSize, UInt8Array, pixel_count
 from resdeploy.statistics import fewest_images
@@ -117,31 +118,29 @@ class ImageUse:
         There are `calibrating` images, `scoring` further ones that choose the calibrator and the
         layers in float, and `folds` parts of the calibration images that judge.
         """
+        plan = self.plan()
         sets = [f"{plural(calibrating, 'calibration image')} (at most {self.wanted:,})"]
         if scoring:
             chosen = ["the calibrator"] * self.compares + ["the layers in float"] * self.target
             sets.append(
                 f"{plural(scoring, 'further image')}, which only choose {' and '.join(chosen)}"
             )
-        sets.append(f"{plural(self.golden, 'golden image')}, which verify the graphs anywhere")
-        plan, judges = self.plan(), list[str]()
         if plan.judged:
-            judges.append(f"{plural(plan.judged, 'image')} not used by the calibration")
+            judged = plural(plan.judged, "other image")
+            sets.append(f"{judged}, which judge the INT8 graphs (at most {plan.most:,})")
+        sets.append(f"{plural(self.golden, 'golden image')}, which verify the graphs anywhere")
+        lines = [f"used: {'; '.join(sets)}"]
         if plan.cross_validated:
-            judges.append(
-                f"{plan.cross_validated} of the calibration images by cross-validation: the "
-                f"weights of int8-cpu are rounded {plural(folds, 'more time')}, each time without "
-                "a part of the images"
+            lines.append(
+                f"{plan.cross_validated} of the calibration images also judge the INT8 graphs "
+                f"(at most {plan.most:,} judge), by cross-validation: the weights of int8-cpu are "
+                f"rounded {plural(folds, 'more time')}, each time without a part of the images"
             )
             more = fewest_images(lambda count: not self.plan(count).cross_validated)
             kind = "image" if self.validation is None else "validation image"
             if more is not None:
-                judges[-1] += f" (unnecessary with {more} more {kind}s)"
-        return [
-            f"used: {'; '.join(sets)}",
-            f"the INT8 graphs are judged on {plan.judged + plan.cross_validated} images (at most "
-            f"{plan.most}): {'; '.join(judges)}",
-        ]
+                lines[-1] += f" (unnecessary with {more} more {kind}s)"
+        return lines
 
 
 def plan_images(
@@ -239,10 +238,7 @@ def require_images(source: Source, fewest: int) -> None:
     """
     found = len(source.pools.calibration)
     if not found:
-        raise CalibrationError(
-            "INT8 needs calibration images, and none are known for this checkpoint",
-            "name a folder of typical images with --calibration-data",
-        )
+        raise no_calibration_images()
     if found < fewest:
         raise CalibrationError(
             f"{found} images are too few to calibrate, to search for a target and to judge it; "

@@ -19,7 +19,7 @@ from resdeploy.export.graph.layer_rules import shape_of
 from resdeploy.export.graph.normal_form import normal_form, with_normalisation
 from resdeploy.export.graph.to_onnx import normalisation_to_onnx
 from resdeploy.export.source.onnx_file import CLASSIFIER_HINT, OnnxFile, read_onnx_file
-from resdeploy.images.preprocessing import Channels, Preprocessing, UInt8Array
+from resdeploy.images.preprocessing import Channels, Preprocessing, UInt8Array, numbers_text
 from resdeploy.images.preprocessing_choice import DEFAULT_IMAGE_SIZE, StatedSettings
 from resdeploy.images.preprocessing_files import settings_beside
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
@@ -99,8 +99,16 @@ class GraphNetwork:
         """Return the network with its pre-processing.
 
         Raises:
-            CheckpointError: The graph takes another number of channels, or another size.
+            CheckpointError: The graph takes another number of channels, another size or raw pixels.
         """
+        scale = (preprocessing.value_range, {*preprocessing.mean}, {*preprocessing.std})
+        if self.file.input.is_uint8 and scale != (255, {0.0}, {1.0}):
+            raise CheckpointError(
+                f"{self.path} takes uint8 pixels and normalises them itself, but the "
+                f"pre-processing would, too: mean {numbers_text(preprocessing.mean)}, std "
+                f"{numbers_text(preprocessing.std)}, values 0 to {preprocessing.value_range}",
+                "leave --mean, --std and --value-range out, and a file that states them",
+            )
         given, taken = len(preprocessing.mean), self.file.input.channels
         if given != taken:
             raise CheckpointError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resdeploy.bundle.manifest import (
     Artifact,
@@ -17,6 +20,9 @@ from resdeploy.bundle.manifest import (
     with_use,
 )
 from resdeploy.tables import joined, plural
+
+if TYPE_CHECKING:
+    from resdeploy.bundle.analysis import Remedy  # needs numpy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +49,11 @@ LIMITS = {
 # golden images cannot show 99 %, so the SQNR counts, too.
 ENOUGH_AGREEMENT, ENOUGH_SQNR_DB = 99.0, 30.0
 MIN_AGREEMENT = f"--min-agreement {ENOUGH_AGREEMENT:g}"
+NO_INT8_SHORTCUTS = "no --int8-shortcuts"
+QAT = "train --qat"
+NO_BETTER = "no better than always predicting one class"
+_MACHINES = {Encoding.TENSORRT: "GPU", Encoding.DLA: "DLA"}
+SHORTEST = 30  # characters of a shortened warning: names of graphs may begin it
 # Fewer images may all agree, with a probability above 5 %, although one prediction in ten changes.
 FEWEST_IMAGES = 29
 
@@ -52,8 +63,11 @@ def export_figures(artifact: Artifact) -> list[Parity | Quality]:
     return [artifact.parity] if artifact.quality is None else [artifact.quality, artifact.parity]
 
 
-def quality_warnings(manifest: Manifest) -> list[ExportWarning]:
-    """Return a warning for each graph whose figures are below the limits of its precision."""
+def quality_warnings(manifest: Manifest, remedy: Remedy | None = None) -> list[ExportWarning]:
+    """Return a warning for each graph whose figures are below the limits of its precision.
+
+    The hint is the action of `remedy`, as in the report, for the graphs that it applies to.
+    """
     doubts: dict[str, str] = {}
     for artifact in manifest.artifacts:
         limits = LIMITS[artifact.precision]
@@ -67,7 +81,7 @@ def quality_warnings(manifest: Manifest) -> list[ExportWarning]:
     return _few_images(manifest) + [
         ExportWarning(
             message=f"{with_use(artifact.name, artifact.encoding)} {doubts[artifact.name]}",
-            hint=_remedy(artifact, manifest) + _alternative(artifact, manifest, doubts),
+            hint=_hint(artifact, manifest, doubts, remedy),
             artifacts=(artifact.name,),
         )
         for artifact in manifest.artifacts
@@ -82,6 +96,22 @@ def relevant_warnings(manifest: Manifest, artifacts: Collection[str]) -> tuple[E
         for warning in manifest.warnings
         if not warning.artifacts or not set(artifacts).isdisjoint(warning.artifacts)
     )
+
+
+def open_warnings(
+    manifest: Manifest, warnings: Iterable[ExportWarning], accurate: Collection[str]
+) -> list[ExportWarning]:
+    """Return the warnings without those that the accuracy on labelled images answers.
+
+    `accurate` names the graphs whose accuracy passed. A warning that they deviate from FP32 is then
+    answered; one about the network, its images or a target is not.
+    """
+    answered = {
+        warning.message
+        for warning in quality_warnings(manifest)
+        if set(warning.artifacts) <= set(accurate)
+    }
+    return [warning for warning in warnings if warning.message not in answered]
 
 
 def named_warnings(name: str, warnings: Sequence[ExportWarning]) -> list[ExportWarning]:
@@ -118,6 +148,18 @@ def warning_lines(warnings: Iterable[ExportWarning], bundles: Collection[str] = 
             *([f"  hint: {hint}"] if hint else []),
         )
     ]
+
+
+def short_lines(warnings: Iterable[ExportWarning], page: Path) -> list[str]:
+    """Return the beginning of each warning as a line, and the page that has all of them."""
+    lines = [f"warning: {short_message(warning.message)}" for warning in warnings]
+    return [*lines, f"  figures and remedies: {page}"] if lines else []
+
+
+def short_message(message: str) -> str:
+    """Return the beginning of a message, up to a colon, a semicolon or a comma in it."""
+    found = re.match(rf".{{{SHORTEST},}}?(?=[:;,] |$)", message, re.DOTALL)
+    return found[0] if found else message
 
 
 def is_below(found: Parity | Quality, limits: QualityLimits) -> bool:
@@ -183,6 +225,22 @@ def _few_images(manifest: Manifest) -> list[ExportWarning]:
     ]
 
 
+def action_text(remedy: Remedy) -> str:
+    """Return what a remedy asks for, without a full stop; empty if the graph needs no action."""
+    if not remedy.options and remedy.mixture is None:
+        return ""
+    exported = [option for option in remedy.options if option != QAT]
+    added = [option for option in exported if not option.startswith("no ")]
+    left_out = [option.removeprefix("no ") for option in exported if option.startswith("no ")]
+    words = [f"with {' '.join(added)}"] if added else []
+    words += [f"without {' '.join(left_out)}"] if left_out else []
+    actions = [f"export again {' and '.join(words)}"] if words else []
+    if QAT in remedy.options:
+        command = "resdeploy train DATA --qat --init RUN"
+        actions.append(f"train with simulated quantisation ({command}) and export the new run")
+    return "; if that is not enough, ".join(actions or ["use a graph in float"])
+
+
 def judged_images(images: int, origin: QualityOrigin) -> str:
     """Return the number of images that judged the INT8 graphs, and where they are from.
 
@@ -199,13 +257,32 @@ def _images(found: Parity | Quality, manifest: Manifest) -> str:
     return judged_images(found.images, found.origin)
 
 
-def _remedy(artifact: Artifact, manifest: Manifest) -> str:
+def _hint(
+    artifact: Artifact, manifest: Manifest, doubts: Collection[str], remedy: Remedy | None
+) -> str:
     if artifact.precision is not Precision.INT8:
         return "judge the graph on labelled images: resdeploy verify BUNDLE --data DIR"
+    applies = remedy is not None and (
+        remedy.encoding is artifact.encoding
+        or (
+            Encoding.DLA not in (remedy.encoding, artifact.encoding)
+            and NO_INT8_SHORTCUTS not in remedy.options
+        )
+    )
+    action = action_text(remedy) if remedy is not None and applies else ""
+    others = [a for a in manifest.artifacts if a.encoding is Encoding.CPU and a.name not in doubts]
+    where = f"before you use it on a {_MACHINES[artifact.encoding]}, " if others else ""
+    return f"{where}{action or _remedy(artifact, manifest)}{_alternative(manifest, doubts)}"
+
+
+def _remedy(artifact: Artifact, manifest: Manifest) -> str:
     calibration = manifest.calibration or {}
+    images, available = calibration.get("images", 0), calibration.get("available", 0)
+    others = calibration.get("scoring_images", 0) + manifest.golden.images
+    is_limited = images + others < available
     actions = [
-        "calibrate on more images like those to classify "
-        f"(now {calibration.get('images', 0)}) with --calibration-data"
+        f"calibrate on more images like those to classify (now {images:,}) with "
+        f"--calibration-{'images' if is_limited else 'data'}"
     ]
     if artifact.encoding is not Encoding.DLA:  # which no option keeps layers in float for
         actions.append(f"keep sensitive layers in float with {MIN_AGREEMENT}")
@@ -214,20 +291,8 @@ def _remedy(artifact: Artifact, manifest: Manifest) -> str:
     return ", or ".join(actions)
 
 
-def _alternative(doubtful: Artifact, manifest: Manifest, doubts: Collection[str]) -> str:
-    """Return a clause about a float graph for the same machines; FP16 is slower on CPUs."""
-    is_cpu = doubtful.encoding is Encoding.CPU
-    wanted = (Precision.FP32,) if is_cpu else (Precision.FP16, Precision.FP32)
-    good = [a for a in manifest.artifacts if a.name not in doubts and a.precision in wanted]
-    if not good:
-        return ""
-    better = min(good, key=lambda artifact: wanted.index(artifact.precision))
-    found = export_figures(better)[0]
-    share = f"{found.agreement:.1f} % of {_images(found, manifest)}"
-    # FP32 is compared with PyTorch, all others also with FP32.
-    is_fp32 = better.precision is Precision.FP32
-    reference = manifest.golden.reference_name if is_fp32 else "FP32"
-    return (
-        f", or use {better.file} (--precision {better.name}), which predicts {reference}'s class "
-        f"for {share}"
-    )
+def _alternative(manifest: Manifest, doubts: Collection[str]) -> str:
+    """Return a clause about graphs in float, equal for all INT8 graphs; FP16 is slow on CPUs."""
+    good = [a.precision for a in manifest.artifacts if a.name not in doubts]
+    names = ["fp16 on a GPU"] * (Precision.FP16 in good) + ["fp32"] * (Precision.FP32 in good)
+    return f", or use a graph in float (--precision {' or '.join(names)})" if names else ""

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from click import Choice, argument, option
 
-from resdeploy.bundle.quality import warning_lines
+from resdeploy.bundle.manifest import Precision, graph_name, with_use
+from resdeploy.bundle.quality import (
+    ENOUGH_AGREEMENT,
+    ENOUGH_SQNR_DB,
+    NO_BETTER,
+    action_text,
+    judged_images,
+    warning_lines,
+)
 from resdeploy.cli.build import build_text
 from resdeploy.cli.options.common import (
     FORCE,
@@ -30,12 +38,12 @@ from resdeploy.cli.options.console import (
 )
 from resdeploy.cli.options.preprocessing import preprocessing_options, take_settings
 from resdeploy.images.preprocessing_choice import describe_choice
-from resdeploy.tables import table, two_digits
+from resdeploy.tables import percentage, plural, table, two_digits
 
 if TYPE_CHECKING:
     from resdeploy.bundle.analysis import Remedy
     from resdeploy.bundle.calibration_record import CalibrationRecord
-    from resdeploy.bundle.manifest import Artifact, GoldenRecord, Quality
+    from resdeploy.bundle.manifest import Artifact, ExportWarning, GoldenRecord, Quality
     from resdeploy.export.pipeline import ExportResult
     from resdeploy.export.replace_golden import GoldenReplacement
     from resdeploy.export.triton.repository import TritonRepository
@@ -202,7 +210,7 @@ def refuse_arguments(
 ) -> None:  # fmt: skip
     """Check what needs no PyTorch, which takes seconds to load; the export repeats it."""
     from resdeploy.bundle.manifest import MANIFEST
-    from resdeploy.export.options import check_int8_options
+    from resdeploy.export.options import check_calibration_source, check_int8_options
     from resdeploy.filesystem import refuse_existing
     from resdeploy.images.folder import require_folder
     from resdeploy.train.checkpoint.file_kind import refuse_missing
@@ -213,6 +221,8 @@ def refuse_arguments(
         refuse_existing(output, force=force, marker=MANIFEST)
     if not source.is_symlink() and str(source) != "runs/latest":
         refuse_missing(source)
+    if settings["int8"]:
+        check_calibration_source(source, settings["calibration_data"])
     for folder in (settings["calibration_data"], golden_data):
         if folder is not None:
             require_folder(folder)
@@ -227,7 +237,7 @@ def export_text(result: ExportResult) -> str:
         *warning_lines(result.warnings),
         *shift_lines(result),
         *calibration_lines(result.calibration),
-        *remedy_line(result.remedy, result.bundle),
+        *remedy_line(result.remedy, result.warnings),
         *map(build_text, result.engines),
         f"wrote {result.bundle} in {result.seconds:.0f} s",
         comparison_line(result.golden),
@@ -239,17 +249,29 @@ def export_text(result: ExportResult) -> str:
         )
     lines += [repository_text(result.triton)] if result.triton else []
     shown = quote(str(result.bundle))
-    return "\n".join([*lines, f"next: resdeploy verify {shown}; resdeploy serve {shown}"])
+    step = f"resdeploy verify {shown}; resdeploy serve {shown}"
+    if any(NO_BETTER in warning.message for warning in result.warnings):
+        step = f"train again, because the network is {NO_BETTER}"
+    return "\n".join([*lines, f"next: {step}"])
 
 
-def remedy_line(remedy: Remedy | None, bundle: Path) -> list[str]:
-    """Return the line with which the report says that an INT8 graph needs an action, if it does."""
-    if remedy is None or not (remedy.options or remedy.mixture):
+def remedy_line(remedy: Remedy | None, warnings: Sequence[ExportWarning]) -> list[str]:
+    """Return a line about the action that would improve an INT8 graph, unless a warning has it."""
+    if remedy is None or not (action := action_text(remedy)):
         return []
-    from resdeploy.bundle.bundle import REPORT
-    from resdeploy.report.layers import remedy_lines
-
-    return [f"{' '.join(remedy_lines(remedy)[:3])} See Layers in {bundle / REPORT}."]
+    name = graph_name(Precision.INT8, remedy.encoding)
+    if any(name in warning.artifacts for warning in warnings):
+        return []
+    images = (
+        judged_images(remedy.images, remedy.origin)
+        if remedy.origin
+        else plural(remedy.images, "golden image")
+    )
+    return [
+        f"optional: {action}; {with_use(name, remedy.encoding)} predicts FP32's class for "
+        f"{percentage(remedy.agreement)} of {images} (aim: {ENOUGH_AGREEMENT:g} %), with an SQNR "
+        f"of {remedy.sqnr_db:.1f} dB (aim: {ENOUGH_SQNR_DB:g} dB)"
+    ]
 
 
 @result_text
@@ -332,7 +354,7 @@ def calibration_lines(record: CalibrationRecord | None) -> list[str]:
         float_layers_sentence,
         target_sentence,
     )
-    from resdeploy.bundle.manifest import Encoding, Precision, graph_name
+    from resdeploy.bundle.manifest import Encoding
 
     chosen = ", ".join(
         f"{name} for {graph_name(Precision.INT8, Encoding(kind))}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from click import UsageError, argument, option
 
-from resdeploy.bundle.quality import warning_lines
+from resdeploy.bundle.quality import short_lines
 from resdeploy.cli.options.common import (
     BACKEND,
     EXACT,
@@ -88,6 +88,7 @@ def predict(
 
     Exit code: 0 if all images were classified, 1 if one could not be decoded.
     """
+    from resdeploy.bundle.bundle import REPORT
     from resdeploy.filesystem import refuse_existing_file
     from resdeploy.progress import progress_bar
     from resdeploy.runtime.model import load
@@ -105,16 +106,18 @@ def predict(
         refuse_existing_file(output, force=force)
     with load(bundle, progress=progress_bar, **settings) as model:
         if camera is None:
-            return _predict_files(model, images, top, csv, jsonl)
+            return _predict_files(model, images, top, csv, jsonl, bundle / REPORT)
         from resdeploy.runtime.camera import watch_camera
 
         report = watch_camera(model, camera, frames=frames, seconds=seconds, top=top)
-    return CommandResult(report, camera_text(report), warnings=model.warnings)
+    page = bundle / REPORT
+    return CommandResult(report, camera_text(report), warnings=model.warnings, page=page)
 
 
 def _predict_files(
-    model: Model, images: tuple[str, ...], top: int, csv: Path | None, jsonl: Path | None
-) -> CommandResult:
+    model: Model, images: tuple[str, ...], top: int, csv: Path | None, jsonl: Path | None,
+    page: Path,
+) -> CommandResult:  # fmt: skip
     """Write the predictions to files, or keep them for the document, or else print each at once."""
     from resdeploy.progress import progress_bar, silent
     from resdeploy.runtime.file_predictions import predict_files
@@ -132,14 +135,14 @@ def _predict_files(
             outputs.append(kept.append)
         elif not outputs:
             if warnings:
-                print_text("\n".join(warning_lines(warnings)))
+                print_text("\n".join(short_lines(warnings, page)))
             outputs.append(_print_predictions)
             warnings, progress = (), silent
         report = predict_files(model, images, outputs, top, progress)
     results = None if csv or jsonl else tuple(kept)
     report = replace(report, csv=csv, jsonl=jsonl, results=results)
     exit = ExitCode.FAILED if report.failed else ExitCode.OK
-    return CommandResult(report, report_text(report), exit, warnings=warnings)
+    return CommandResult(report, report_text(report), exit, warnings=warnings, page=page)
 
 
 def _print_predictions(file: FilePredictions) -> None:

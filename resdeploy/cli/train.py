@@ -225,8 +225,10 @@ def train(
 
 @result_text
 def training_text(result: TrainingResult) -> str:
-    from resdeploy.train.doubts import NO_BETTER, REMEDIES, chance_doubt
+    from resdeploy.bundle.quality import NO_BETTER
+    from resdeploy.train.doubts import REMEDIES, chance_doubt
     from resdeploy.train.run.folder import REPORT
+    from resdeploy.train.run.outcome import may_improve
 
     chosen = ", which also chose the epoch" if result.epochs > 1 else ""
     lines = [
@@ -241,6 +243,8 @@ def training_text(result: TrainingResult) -> str:
         lines.append(
             f"the saved network is that of epoch {result.best_epoch}, the most accurate one"
         )
+    elif may_improve(result.best_epoch, result.epochs, result.stopped):
+        lines.append("the last epoch is the most accurate one, so more --epochs may help")
     lines += unread_lines(result.unreadable, result.passed_over)
     doubt = chance_doubt(result.accuracy, result.val_images, result.baseline_accuracy)
     lines += [doubt] if doubt else []

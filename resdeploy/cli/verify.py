@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from click import argument, option
 
 from resdeploy.bundle.manifest import graph_name, with_use
-from resdeploy.bundle.quality import warning_lines
+from resdeploy.bundle.quality import NO_BETTER, warning_lines
 from resdeploy.cli.options.common import BACKEND, ISSUER, PRECISION, THREADS, FiniteRange
 from resdeploy.cli.options.console import PATH, CommandResult, command, exit_code, result_text
 from resdeploy.images.formats import unread_lines
@@ -68,7 +68,13 @@ def verify(bundle: Path, signer: str | None, issuer: str | None, **settings: Any
 
 def next_step(result: Verification, bundle: str) -> str:
     """Return the command after a verification that did not fail, and what it must not use yet."""
+    if any(NO_BETTER in warning.message for warning in result.warnings):
+        return f"train again, because the network is {NO_BETTER}"
     undecided = [line for line in result.results if line.verdict.value == "inconclusive"]
+    doubtful = any(warning.artifacts for warning in result.warnings)
+    if not undecided and doubtful and result.max_drop is None:
+        judge = f"resdeploy verify {bundle} --data FOLDER, which judges the accuracy on its images"
+        return f"{judge}; then resdeploy serve {bundle}"
     if not undecided:
         return f"resdeploy serve {bundle}"
     names = _names(undecided)
@@ -138,11 +144,16 @@ def verification_text(result: Verification) -> str:
     verdict, doubts = result.verdict.value, len(result.warnings)
     if verdict in ("fail", "inconclusive"):
         verdict += f" for {_names([r for r in result.results if r.verdict is result.verdict])}"
-    if doubts:
+    rest = ""
+    if doubts and verdict == "pass":  # a warning that it answers is not shown
+        one = doubts == 1
+        rest = f"; the {'warning' if one else f'{doubts} warnings'} above {'is' if one else 'are'} "
+        rest += f"about something else: follow {'its hint' if one else 'their hints'}"
+    elif doubts:
         verdict += f", with {plural(doubts, 'warning')}"
     if result.max_drop is not None:
         limit = f"a drop of {plural(result.max_drop, 'point')}"
-        lines.append(f"verdict: {verdict}, on {result.images} images; limit: {limit}")
+        lines.append(f"verdict: {verdict}, on {result.images} images; limit: {limit}{rest}")
     else:
         golden = result.golden
         lines.append(

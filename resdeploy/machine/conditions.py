@@ -107,6 +107,12 @@ def notices(before: Conditions, after: Conditions, gpus: tuple[Gpu, ...] = ()) -
     return tuple(found)
 
 
+def load_average(host: Host) -> float | None:
+    """Return the mean number of processes that ran or waited in the last minute, if it is known."""
+    found = re.match(r"\d+\.\d+", host.text("proc/loadavg"))
+    return float(found[0]) if found else None
+
+
 def parse_power_mode(text: str) -> PowerMode | None:
     """Parse the output of `nvpmodel -q`; return None if it names no mode."""
     found = re.search(r"NV Power Mode: *(\S+)\s+(\d+)", text)

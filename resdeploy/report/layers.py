@@ -16,6 +16,7 @@ from resdeploy.bundle.quality import (
     ENOUGH_AGREEMENT,
     ENOUGH_SQNR_DB,
     LIMITS,
+    action_text,
     judged_images,
 )
 from resdeploy.pages import svg
@@ -140,25 +141,12 @@ def remedy_lines(remedy: Remedy) -> list[str]:
     )
     sqnr = f"On the golden images, the SQNR of its logits is {remedy.sqnr_db:.1f} dB"
     limit = f"; below {ENOUGH_SQNR_DB:g} dB, an action is named."
-    if not remedy.options and remedy.mixture is None:
+    if not (action := action_text(remedy)):
         is_low = remedy.sqnr_db < ENOUGH_SQNR_DB
         rest = ", which is low, but the images above decide." if is_low else limit
         return [f"No action is needed: {agreement}", f"{sqnr}{rest}"]
     sqnr += limit
-    train = "train --qat" in remedy.options
-    exported = [option for option in remedy.options if option != "train --qat"]
-    actions = []
-    if exported:
-        leave_out = [option.removeprefix("no ") for option in exported if option[:3] == "no "]
-        added = [option for option in exported if option[:3] != "no "]
-        words = [f"with {' '.join(added)}"] if added else []
-        words += [f"without {' '.join(leave_out)}"] if leave_out else []
-        actions.append(f"export again {' and '.join(words)}")
-    if train:
-        command = "resdeploy train DATA --qat --init RUN"
-        actions.append(f"train with simulated quantisation ({command}) and export the new run")
-    actions = actions or ["use a graph in float, such as fp16.onnx (export --fp16)"]
-    lines = [agreement, sqnr, f"Action: {'; if that is not enough, '.join(actions)}."]
+    lines = [agreement, sqnr, f"Action: {action}."]
     if remedy.mixture is None:
         return [*lines, f"No option keeps layers of {graph} in float."]
     mixture = remedy.mixture

@@ -10,7 +10,7 @@ from resdeploy.bundle.analysis import Analysis, read_analysis
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.file_check import check_files
 from resdeploy.bundle.manifest import ExportWarning, Manifest
-from resdeploy.bundle.quality import grouped_by_hint, named_warnings
+from resdeploy.bundle.quality import grouped_by_hint, named_warnings, open_warnings
 from resdeploy.filesystem import refuse_existing_file, write_file
 from resdeploy.pages.blocks import Page
 from resdeploy.pages.markdown import to_markdown
@@ -33,7 +33,7 @@ from resdeploy.result_files.benchmark import Benchmark, LayerTimes
 from resdeploy.result_files.comparison import Comparison
 from resdeploy.result_files.provenance import shown_path
 from resdeploy.result_files.reader import read_results
-from resdeploy.result_files.verification import Verification
+from resdeploy.result_files.verification import Verification, accurate_graphs
 from resdeploy.statistics import Verdict, worst_verdict
 from resdeploy.tables import joined
 
@@ -200,6 +200,20 @@ def _warnings(inputs: ReportInputs) -> tuple[list[ExportWarning], set[str]]:
         *((result.environment.bundle, result.warnings) for result in inputs.benchmarks),
         *((bundle.name, bundle.manifest.warnings) for bundle in inputs.bundles),
     ]
+    for bundle in inputs.bundles:
+        accurate = {
+            graph
+            for result in inputs.verifications
+            if result.environment.bundle == bundle.name
+            for graph in accurate_graphs(result.results)
+        }
+        owned = [
+            (
+                name,
+                open_warnings(bundle.manifest, found, accurate) if name == bundle.name else found,
+            )
+            for name, found in owned
+        ]
     several = inputs.comparisons or len({Path(name).name for name, _ in owned if name}) > 1
     names = {name for name, _ in owned if name}
     names.update(name for result in inputs.comparisons for name in (result.first, result.second))

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from resdeploy.bundle.manifest import Encoding, ExportWarning, GoldenRecord, Precision
+from resdeploy.bundle.manifest import (
+    Encoding,
+    ExportWarning,
+    GoldenRecord,
+    Precision,
+    graph_name,
+)
 from resdeploy.result_files.provenance import Environment
 from resdeploy.statistics import Verdict
 
@@ -76,7 +83,7 @@ class Verification:
     """Accuracy drop that `images_to_decide` refers to, in percentage points."""
     golden: GoldenRecord
     warnings: tuple[ExportWarning, ...]
-    """Doubts of the export about the selected graphs."""
+    """Doubts of the export about the selected graphs, without those that the results answer."""
     results: tuple[ArtifactResult, ...]
     labels: tuple[str, ...]
     passed_over: dict[str, int] = field(default_factory=dict)
@@ -86,6 +93,13 @@ class Verification:
     environment: Environment
     """The bundle, the software and the machine."""
     schema: str = SCHEMA
+
+
+def accurate_graphs(results: Sequence[ArtifactResult]) -> set[str]:
+    """Return the names of the graphs whose accuracy passed on labelled images, on each backend."""
+    names = {graph_name(line.precision, line.encoding) for line in results}
+    others = [line for line in results if line.verdict is not Verdict.PASS]
+    return names - {graph_name(line.precision, line.encoding) for line in others}
 
 
 class Rule(str, Enum):

@@ -19,7 +19,7 @@ from resdeploy.benchmark_process.workload import (
 )
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import graph_name
-from resdeploy.machine.conditions import notices
+from resdeploy.machine.conditions import load_average, notices
 from resdeploy.machine.device import Device, Scope, available_cores, read_device
 from resdeploy.machine.host import Host
 from resdeploy.progress import Progress, silent
@@ -51,7 +51,9 @@ from resdeploy.runtime.bench.stopping_rule import relative_width
 from resdeploy.runtime.bench.summary import summarise
 from resdeploy.runtime.energy.meter import find_sources
 from resdeploy.runtime.energy.source import PowerSource
-from resdeploy.tables import factor
+from resdeploy.tables import factor, plural
+
+BUSY = 0.5  # load average of each core, from which on other programs disturb a benchmark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,7 @@ def run_benchmark(
     """
     deadline = time.perf_counter() + (config.time_limit or math.inf)
     host = host or Host()
+    load = load_average(host)
     threads = config.threads or available_cores()
     batch = config.batch or DEFAULT_BATCH[config.mode]
     sources = find_sources(host)
@@ -121,7 +124,7 @@ def run_benchmark(
         )  # fmt: skip
         after = read_device(host)  # before the machine cools down
         energies = _energies(timed_runners(runners), sources, idle, batch, progress)
-    return _make_result(bundle, config, workload, runners, energies, before, after)
+    return _make_result(bundle, config, workload, runners, energies, before, after, load)
 
 
 def _make_result(
@@ -132,6 +135,7 @@ def _make_result(
     energies: Sequence[ImageEnergy | None],
     before: Device,
     after: Device,
+    load: float | None,
 ) -> Benchmark:
     measuring = [runner for runner in runners if runner.spec.name == CEILINGS]
     ceilings = {
@@ -163,6 +167,7 @@ def _make_result(
         ceilings=ceilings[Scope.GPU] or ceilings[Scope.CPU],
         notices=(
             *([baseline.facts["notice"]] if baseline and baseline.facts.get("notice") else []),
+            *load_notice(load, available_cores()),
             *notices(before.conditions, after.conditions, after.gpus),
             *(
                 f"the times of {runner.spec.label} were not stable after the warm-up"
@@ -180,6 +185,16 @@ def _baseline_facts(baseline: ContenderRunner, bundle: Bundle) -> BaselineFacts:
     if bundle.manifest.is_graph:
         return BaselineFacts(weights="fp32.onnx", device="cpu", name=baseline.spec.label)
     return BaselineFacts(weights=baseline.facts["weights"], device=baseline.facts["device"])
+
+
+def load_notice(load: float | None, cores: int) -> list[str]:
+    """Return a sentence if other programs were busy in the minute before a benchmark."""
+    if load is None or load < BUSY * cores:
+        return []
+    return [
+        f"the load average was {load:.1f} on {plural(cores, 'core')} in the minute before the "
+        "benchmark; other programs make the times longer and the intervals wider"
+    ]
 
 
 def wide_intervals(timings: Sequence[Timing], within: float) -> list[str]:

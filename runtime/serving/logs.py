@@ -60,10 +60,10 @@ class TerminalFormatter(logging.Formatter):
         if getattr(record, "plain", False):
             return record.getMessage()
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        text = level + record.getMessage()
+        text = level + getattr(record, "short", record.getMessage())
         fields = {**getattr(record, "fields", {})}
         if record.levelno == logging.WARNING:
-            fields.pop("hint", None)  # `resdeploy predict` and `verify` show it
+            fields.pop("hint", None)  # `resdeploy verify` shows it
         text += ": " * bool(fields) + ", ".join(f"{name} {fields[name]}" for name in fields)
         if record.levelno < logging.ERROR:
             text = shorten(text, MAX_LINE, placeholder=" ...")

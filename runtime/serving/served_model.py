@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.bundle import REPORT, Bundle
 from resdeploy.bundle.file_check import check_files
 from resdeploy.bundle.manifest import ExportWarning, Precision
 from resdeploy.bundle.quality import relevant_warnings
@@ -97,6 +97,11 @@ class ServedModel:
         if self._current is None or instance is None:
             return ()
         return relevant_warnings(self._current.bundle.manifest, [instance.artifact])
+
+    @property
+    def page(self) -> Path:
+        """The report of the bundle, which explains the warnings."""
+        return self._path / REPORT
 
     @property
     def depth(self) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 
 import uvicorn
 
+from resdeploy.bundle.quality import short_message
 from resdeploy.bundle.signature import MAX_PEM_BYTES, open_signed
 from resdeploy.errors import BackendError, ServeError, one_line_reason
 from resdeploy.filesystem import read_limited
@@ -323,7 +324,8 @@ def _log_serving(model: ServedModel) -> None:
         )
         for doubt in model.warnings:
             fields = {"model": model.name, "hint": doubt.hint}
-            logger.warning("%s", doubt.message, extra={"fields": fields})
+            short = f"{short_message(doubt.message)}; figures and remedies: {model.page}"
+            logger.warning("%s", doubt.message, extra={"fields": fields, "short": short})
 
 
 def exempt_from_collection() -> None:

@@ -13,14 +13,14 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.file_check import check_files
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Precision
-from resdeploy.bundle.quality import export_figures, relevant_warnings
+from resdeploy.bundle.quality import export_figures, open_warnings, relevant_warnings
 from resdeploy.images.class_folders import LabelledImages, match_labels, read_validation
 from resdeploy.images.folder import read_batches
 from resdeploy.images.preprocessing import image_digest
 from resdeploy.label_check import refuse_wrong_labels
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import Environment, shown_path
-from resdeploy.result_files.verification import ArtifactResult, Verification
+from resdeploy.result_files.verification import ArtifactResult, Verification, accurate_graphs
 from resdeploy.runtime.backends.base import AUTO, Backend, OpenOptions
 from resdeploy.runtime.backends.registry import Candidate, candidates
 from resdeploy.runtime.verification.golden_check import GoldenCheck, check_golden, run_batches
@@ -80,6 +80,7 @@ def verify(
         results, images, used = _verify_data(bundle, selected, files, data, max_drop, options)
         unreadable = len(files.files) - images
         passed_over = files.passed_over
+    doubts = relevant_warnings(bundle.manifest, [c.artifact.name for c in selected])
     return Verification(
         verdict=_overall(results),
         images=images,
@@ -89,10 +90,7 @@ def verify(
         max_drop=None if data is None else max_drop,
         decided_drop=max_drop,
         golden=bundle.manifest.golden,
-        warnings=(
-            *unlisted,
-            *relevant_warnings(bundle.manifest, [c.artifact.name for c in selected]),
-        ),
+        warnings=(*unlisted, *open_warnings(bundle.manifest, doubts, accurate_graphs(results))),
         results=tuple(results),
         labels=bundle.labels(),
         signer=bundle.signer,

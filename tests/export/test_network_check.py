@@ -319,6 +319,31 @@ def test_a_run_that_is_no_better_than_one_class_is_a_warning(
         assert "25.00 % on 40 validation images, and 25.00 % is the accuracy of" in messages[0]
 
 
+def test_a_network_that_learned_nothing_is_named_before_the_long_work(
+    checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read, metrics = read_source, RunMetrics(accuracy=25.0, baseline_accuracy=25.0, val_images=40)
+
+    def read_run(*arguments: Any, **settings: Any) -> Source:
+        source = read(*arguments, **settings)
+        run = RunDocument(
+            architecture={}, preprocessing=source.preprocessing, labels=(), data="", metrics=metrics
+        )
+        return dataclasses.replace(source, run=run)
+
+    def check_first(*arguments: Any) -> None:
+        assert "25.00 % is the accuracy of one class; to stop this export: Ctrl-C" in caplog.text
+
+    monkeypatch.setattr(pipeline, "read_source", read_run)
+    monkeypatch.setattr(pipeline, "check_network", check_first)
+    with caplog.at_level(logging.INFO, "resdeploy"):
+        text = export_text(export(config(checkpoint, data, image_size=SIZE)))
+    assert text.count("no better than always predicting one class: the training measured") == 1
+    assert text.endswith(
+        "\nnext: train again, because the network is no better than always predicting one class"
+    )
+
+
 @pytest.mark.parametrize("is_own", [False, True])
 @pytest.mark.parametrize("labels_are_used", [False, True])
 def test_a_network_that_is_not_shown_to_be_better_than_chance_is_a_warning(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 
-from resdeploy.bundle.analysis import read_analysis, worst_int8
+from resdeploy.bundle.analysis import Remedy, read_analysis, worst_int8
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.histogram import Histogram
 from resdeploy.calibration.ranges import Range, TensorStatistics
+from resdeploy.export import noise_analysis
 from resdeploy.export.noise_analysis import BARS, explain, histogram_of
 
 
@@ -39,6 +44,24 @@ def test_layers_have_costs_and_the_order_of_the_graph(tiny_bundle: Bundle) -> No
     expected = pytest.approx(sqnrs["layer1.0.conv1.weight"], abs=0.02)
     assert analysis.layers[1].weight_sqnr_db == expected
     assert analysis.layers[1].input_sqnr_db == pytest.approx(sqnrs["relu"], abs=0.2)
+
+
+def test_one_bundle_has_one_action(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    analysis = read_analysis(tiny_bundle)
+    assert analysis is not None
+    other = next(e for e in (Encoding.CPU, Encoding.TENSORRT) if e is not analysis.encoding)
+    given: list[dict[str, float]] = []
+
+    def record(*arguments: Any) -> Remedy:
+        given.append(arguments[-1])
+        return dataclasses.replace(analysis.remedy, encoding=other)
+
+    monkeypatch.setattr(noise_analysis, "find_remedy", record)
+    assert explain(tiny_bundle, images=1).remedy == analysis.remedy
+    assert given == []
+    for images in (1, 2):
+        explain(tiny_bundle, encoding=other, images=images)
+    assert given[0] == given[1]  # whatever the option --images is
 
 
 def test_the_histogram_matches_numpy() -> None:

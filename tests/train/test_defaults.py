@@ -15,7 +15,13 @@ from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.train.config import SettingError, TrainingConfig, learning_rate
 from resdeploy.train.data.dataset import read_splits
-from resdeploy.train.defaults import choose_run, find_weights, fitting_schedule, shorter_sides
+from resdeploy.train.defaults import (
+    choose_run,
+    find_weights,
+    fitting_schedule,
+    notes_on,
+    shorter_sides,
+)
 from resdeploy.train.run.folder import save_model
 from resdeploy.train.run.record import identify_data
 from tests.samples import CLASSES, make_classifier
@@ -105,8 +111,12 @@ def test_a_new_network_for_small_pictures_names_the_other_stem(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     caplog.set_level(logging.INFO, "resdeploy")
-    choose_run(None, {"data": str(photos(tmp_path / "photos", (side, side))), **options})
+    data = str(photos(tmp_path / "photos", (side, side)))
+    config, _, splits = choose_run(None, {"data": data, **options})
     assert ("--stem cifar" in caplog.text) == hinted
+    first, *others = notes_on(config, splits)  # of the report
+    assert "began with a new network; --init FILE" in first
+    assert ["--stem cifar" in note for note in others] == [True] * hinted
 
 
 def test_the_preprocessing_has_the_size_of_the_pictures(tmp_path: Path) -> None:

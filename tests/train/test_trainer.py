@@ -513,7 +513,9 @@ def test_the_baseline_and_doubts_are_logged(
     assert "always predicting 'blue' has an accuracy of 33.33 %" in caplog.text
     assert "training has only 2 steps" in caplog.text
     assert "no better than always predicting one class" in caplog.text
-    assert "no better than always predicting one class" in Path("run/report.html").read_text()
+    report = Path("run/report.html").read_text()
+    assert "no better than always predicting one class" in report
+    assert "began with a new network" in report
 
 
 def test_the_held_out_images_are_recorded_and_used_again(

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from resdeploy.errors import end_command
+
 
 @dataclass(slots=True)
 class StopRequest:
@@ -26,7 +28,7 @@ def awaited_stop(*, alone: bool) -> Iterator[StopRequest]:
     request, before = StopRequest(), {}
     if alone and threading.current_thread() is threading.main_thread():
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        usual = (signal.SIG_DFL, signal.default_int_handler)
+        usual = (signal.SIG_DFL, signal.default_int_handler, end_command)
         before = {number: handler for number, handler in handlers.items() if handler in usual}
 
     def set_handlers(new: signal._HANDLER | None = None) -> None:

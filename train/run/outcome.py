@@ -19,6 +19,8 @@ from resdeploy.train.doubts import majority_baseline
 from resdeploy.train.evaluation import Evaluation
 from resdeploy.train.run.folder import EpochMetrics, RunPosition
 
+FINISHED = "it was ended with --finish"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOutcome:
@@ -51,7 +53,7 @@ class RunOutcome:
         accuracy: float, unreadable: int, finish: bool = False,
     ) -> RunOutcome:  # fmt: skip
         """Return the outcome of a run; `finish` ended it, unless there is another reason."""
-        asked = "it was ended with --finish" if finish and len(metrics) < config.epochs else None
+        asked = FINISHED if finish and len(metrics) < config.epochs else None
         return cls(
             accuracy=accuracy,
             epochs=len(metrics),
@@ -75,6 +77,11 @@ def best_epoch(metrics: Sequence[EpochMetrics]) -> EpochMetrics:
         return line.accuracy, -loss, line.epoch
 
     return max(metrics, key=merit)
+
+
+def may_improve(best_epoch: int, epochs: int, stopped: str | None) -> bool:
+    """Return True if the best epoch is the last one, and no limit was reached."""
+    return best_epoch == epochs and stopped in (None, FINISHED)
 
 
 def epoch_metrics(

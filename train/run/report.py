@@ -41,7 +41,7 @@ from resdeploy.train.doubts import chance_doubt
 from resdeploy.train.evaluation import Evaluation
 from resdeploy.train.run.curves import curve_figures
 from resdeploy.train.run.folder import UNREADABLE, EpochMetrics
-from resdeploy.train.run.outcome import RunOutcome, patience_of
+from resdeploy.train.run.outcome import RunOutcome, may_improve, patience_of
 from resdeploy.train.step import Learner
 
 MAX_UNREADABLE = 50  # names on the page
@@ -67,12 +67,13 @@ def training_page(
     environment: Environment,
     command: str,
     warnings: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Page:
     """Return the report of a run.
 
     The results in `evaluation` are those of the finished network on `images`; `unreadable` names
     the files that could not be decoded, and `command` began the run, which another one may have
-    finished. Each of `warnings` ends with "; REMEDY".
+    finished. Each of `warnings` ends with "; REMEDY". The summary ends with the `notes`.
     """
     name = shown_path(folder)
     network = f"{settings['network']} at {size_text(preprocessing.image_size)} pixels"
@@ -83,8 +84,11 @@ def training_page(
     doubts = [*warnings, *([chance] if chance else [])]
     chosen = ", which also chose the epoch" if outcome.epochs > 1 else ""
     stopped = f"The training ended before epoch {outcome.planned_epochs}: {outcome.stopped}."
-    is_last = outcome.best_epoch == outcome.planned_epochs
-    longer = "; it is the last one, so more epochs may help" if is_last else ""
+    longer = ""
+    if may_improve(outcome.best_epoch, outcome.epochs, outcome.stopped):
+        falls = len(metrics) > 1 and metrics[-1].val_loss < metrics[-2].val_loss
+        reason = " and the loss still fell" if falls else ""
+        longer = f"; it is the last one{reason}, so more epochs may help"
     environments = [(name, replace(environment, command=c)) for c in (command, environment.command)]
     return Page(
         title=f"{percentage(evaluation.accuracy, 2)} top-1 accuracy",
@@ -100,6 +104,7 @@ def training_page(
             "Always predicting the most frequent class has an accuracy of "
             f"{percentage(outcome.baseline_accuracy, 2)}.",
             *([stopped] if outcome.stopped else []),
+            *(f"{note[0].upper()}{note[1:]}." for note in notes),
         ),
         warnings=tuple(((w.rpartition("; ")[0],), w.rpartition("; ")[2]) for w in doubts),
         sections=(

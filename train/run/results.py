@@ -61,14 +61,15 @@ def write_results(
     provenance: Mapping[str, Any],
     command: str,
     warnings: Sequence[str],
+    notes: Sequence[str],
     workers: int,
 ) -> None:
     """Write the files of a finished run, and point the link `runs/latest` to it.
 
     Only the weights and `model.json` are needed to use the network. So they come first, and a
     warning is logged if another file cannot be written. `evaluation` is that of the final
-    network on the validation images `images`. The report shows the `warnings`, and the `command`
-    that began the run.
+    network on the validation images `images`. The report shows the `warnings`, the `notes`, and the
+    `command` that began the run.
 
     Raises:
         OutputError: The weights cannot be written.
@@ -93,6 +94,7 @@ def write_results(
         page = training_page(
             folder, used_settings(config, learner, workers), outcome, metrics, evaluation, images,
             preprocessing, unreadable, parse(Environment, provenance), command, warnings,
+            notes,
         )  # fmt: skip
         write_file(folder / REPORT, to_html(page))
     with _warning_for(LATEST, folder):

@@ -8,9 +8,11 @@ import logging
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ from click.core import ParameterSource
 
 from resdeploy import __version__
 from resdeploy.bundle.manifest import ExportWarning
-from resdeploy.bundle.quality import warning_lines
+from resdeploy.bundle.quality import short_lines, warning_lines
 from resdeploy.cli.options.variables import (
     add_variables,
     name_variable,
@@ -32,6 +34,8 @@ from resdeploy.errors import (
     BundleError,
     Interrupted,
     ResdeployError,
+    Terminated,
+    end_command,
     missing_dependency,
     one_line_reason,
     remedy_for,
@@ -57,9 +61,7 @@ _NO_MEMORY_JSON = (
     b'{"schema": "resdeploy.error/1", "error": "there is not enough memory",'
     b' "hint": "close other programs, and run it again", "exit": 1, "warnings": []}\n'
 )
-_INTERRUPTED = (
-    "interrupted: results that were not complete have not been written; run the command again"
-)
+_ENDED = "{}: results that were not complete have not been written; run the command again"
 # Error whose message is the help; click 8.1 has none.
 _HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
 _AS_JSON = "resdeploy.as_json"  # key of click's `Context.meta`
@@ -116,6 +118,8 @@ class CommandResult:
     exit: ExitCode = ExitCode.OK
     warnings: Sequence[ExportWarning] = ()
     """Warnings of the bundle, which are the first lines of the output."""
+    page: Path | None = None
+    """Page with the warnings in full, if the output shortens them."""
     printed: bool = True
     """False in all but the first process of a distributed training: they print nothing."""
 
@@ -150,7 +154,8 @@ def command(
         logged = _log_to_stderr(debug=verbose or debug, in_json=in_json)
         _log_start(click.get_current_context())
         try:
-            with show(function.__name__, 0):
+            # A server has an action of its own, and nothing to write.
+            with terminable() if shows_progress else nullcontext(), show(function.__name__, 0):
                 result = function(**arguments)
         except (click.ClickException, BrokenPipeError):  # `main` of click ends without a message
             raise
@@ -169,7 +174,9 @@ def command(
         if result.printed and as_json:
             _print_document(result.result, [*result.warnings, *logged])
         elif result.printed:
-            print_text("\n".join([*warning_lines(result.warnings), result.text]))
+            warnings = result.warnings
+            lines = short_lines(warnings, result.page) if result.page else warning_lines(warnings)
+            print_text("\n".join([*lines, result.text]))
         sys.exit(result.exit)
 
     run_command.params += [
@@ -185,6 +192,20 @@ def command(
     ]
     add_variables(run_command)
     return run_command
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, with a message."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end_command)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def print_text(text: str) -> None:
@@ -250,8 +271,12 @@ def _readable_errors(*, as_json: bool) -> Iterator[None]:
         raise
     except KeyboardInterrupt as stop:
         told = isinstance(stop, Interrupted)
-        what = readable(str(stop)) if told else _INTERRUPTED
-        code = stop.code if isinstance(stop, Interrupted) else ExitCode.FAILED
+        terminated = isinstance(stop, Terminated)
+        ended = _ENDED.format("terminated" if terminated else "interrupted")
+        what = readable(str(stop)) if told else ended
+        code: int = ExitCode.FAILED
+        if isinstance(stop, (Interrupted, Terminated)):
+            code = stop.code
         if as_json:
             _print_document(Failure(what, None, code), ())
         if not told:

@@ -16,14 +16,12 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.calibration_record import CalibrationRecord, Score, TargetResult
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding, Parity, Quality, QualityOrigin
-from resdeploy.bundle.quality import MIN_AGREEMENT, QualityLimits
+from resdeploy.bundle.quality import MIN_AGREEMENT, NO_INT8_SHORTCUTS, QAT, QualityLimits
 from resdeploy.calibration.ranges import Range
 from resdeploy.export.mixed_precision import remedy as module
 from resdeploy.export.mixed_precision.remedy import (
     MAX_FLOAT_SHARE,
     MORE_IMAGES,
-    NO_INT8_SHORTCUTS,
-    QAT,
     find_remedy,
 )
 from resdeploy.export.quantization.calibrate import LEARNED

@@ -170,8 +170,14 @@ def test_what_the_file_states_is_known(tmp_path: Path) -> None:
         fixed.classifier(
             Preprocessing(image_size=SIDE, channels=Channels.GRAY, mean=(0.4,), std=(0.2,))
         )
-    (uint8,) = load_graph_network(saved(MODELS["pixels as uint8"], tmp_path)).stated_settings()
+    pixels = load_graph_network(saved(MODELS["pixels as uint8"], tmp_path))
+    (uint8,) = pixels.stated_settings()
     assert (uint8.settings.value_range, uint8.settings.mean) == (255, (0.0, 0.0, 0.0))
+    with pytest.raises(
+        CheckpointError, match=r"normalises them itself, but .* mean 0\.485,"
+    ) as told:
+        pixels.classifier(Preprocessing.standard(SIDE))
+    assert str(told.value.hint).startswith("leave --mean, --std and --value-range out")
     dynamic = load_graph_network(saved(MODELS["dynamic size"], tmp_path))
     assert dynamic.stated_settings()[0].settings.image_size is None
     assert dynamic.classifier(Preprocessing.standard(24)).to_onnx().graph.inputs[0].shape == (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from resdeploy.bundle.analysis import Remedy
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import (
     Encoding,
@@ -18,13 +20,19 @@ from resdeploy.bundle.manifest import (
 )
 from resdeploy.bundle.quality import (
     FEWEST_IMAGES,
+    NO_INT8_SHORTCUTS,
+    QAT,
+    action_text,
     export_figures,
     grouped_by_hint,
     named_warnings,
+    open_warnings,
     quality_warnings,
     relevant_warnings,
+    short_lines,
     warning_lines,
 )
+from resdeploy.report.layers import remedy_lines
 
 GOOD = {"fp32": (100.0, 123.0), "fp16": (100.0, 67.0), "int8": (100.0, 33.0)}
 
@@ -130,24 +138,86 @@ def test_synthetic_images_are_named(tiny_bundle: Bundle) -> None:
     assert "on 32 synthetic images" in warning.message
 
 
-def test_the_hint_names_the_options_and_a_better_graph(tiny_bundle: Bundle) -> None:
-    (warning,) = quality_warnings(judged(tiny_bundle, int8_cpu=(90.0, 30.0)))
+def test_the_hint_names_the_options_and_the_graphs_in_float(tiny_bundle: Bundle) -> None:
+    bad = (90.0, 30.0)
+    (warning,) = quality_warnings(judged(tiny_bundle, int8_cpu=bad))
     for option in ("more images like those to classify (now 32)", "--min-agreement 99", "--qat"):
         assert option in warning.hint
-    fp16 = (
-        "use fp16.onnx (--precision fp16), which predicts FP32's class for 100.0 % of 32 golden "
-        "images"
+    in_float = ", or use a graph in float (--precision fp16 on a GPU or fp32)"
+    assert warning.hint.endswith(in_float)
+    both = quality_warnings(judged(tiny_bundle, int8=bad, int8_cpu=bad))
+    assert {w.hint for w in both} == {warning.hint}  # which is printed once
+    (gpu,) = quality_warnings(judged(tiny_bundle, int8=bad))
+    assert gpu.hint == f"before you use it on a GPU, {warning.hint}"
+    quantised = quality_warnings(judged(tiny_bundle, fp16=bad, int8=bad, int8_cpu=bad))
+    assert quantised[-1].hint.endswith(", or use a graph in float (--precision fp32)")
+    every = dict.fromkeys((*GOOD, "int8_cpu"), bad)
+    assert "or use" not in "".join(
+        w.hint for w in quality_warnings(judged(tiny_bundle, 32, **every))
     )
-    fp32 = fp16.replace("16", "32").replace("FP32's", "PyTorch's")
-    assert warning.hint.endswith(f", or {fp32}")  # another INT8 graph is for other machines
-    both = quality_warnings(judged(tiny_bundle, int8=(90.0, 30.0), int8_cpu=(90.0, 30.0)))
-    assert [w.hint.rpartition(", or ")[2] for w in both] == [fp16, fp32]
-    quantised = quality_warnings(
-        judged(tiny_bundle, fp16=(90.0, 30.0), int8=(90.0, 30.0), int8_cpu=(90.0, 30.0))
+
+
+def test_the_hint_names_the_option_that_limited_the_calibration_images(tiny_bundle: Bundle) -> None:
+    manifest = judged(tiny_bundle, int8_cpu=(90.0, 30.0))
+    for available, option in ((600, "--calibration-images"), (40, "--calibration-data")):
+        known = {**(manifest.calibration or {}), "images": 32, "available": available}
+        (warning,) = quality_warnings(dataclasses.replace(manifest, calibration=known))
+        assert f"(now 32) with {option}" in warning.hint
+
+
+def test_the_hint_is_the_action_of_the_report_where_it_applies(tiny_bundle: Bundle) -> None:
+    bad = (90.0, 30.0)
+    manifest = judged(tiny_bundle, int8=bad, int8_cpu=bad)
+    remedy = Remedy(
+        encoding=Encoding.TENSORRT, options=("--calibrator auto", QAT), images=32, origin=None,
+        agreement=90.0, sqnr_db=30.0,
+    )  # fmt: skip
+    action = (
+        "export again with --calibrator auto; if that is not enough, train with simulated "
+        "quantisation (resdeploy train DATA --qat --init RUN) and export the new run"
     )
-    assert {w.hint.rpartition(", or ")[2] for w in quantised} == {fp32}
-    bad = dict.fromkeys((*GOOD, "int8_cpu"), (90.0, 30.0))
-    assert "or use" not in "".join(w.hint for w in quality_warnings(judged(tiny_bundle, 32, **bad)))
+    assert action_text(remedy) == action
+    assert f"Action: {action}." in remedy_lines(remedy)
+    hints = [warning.hint for warning in quality_warnings(manifest, remedy)]
+    assert all(hint.startswith(f"{action}, or use") for hint in hints)
+    assert "calibrate on more" not in "".join(hints)
+    shortcuts = dataclasses.replace(remedy, options=(NO_INT8_SHORTCUTS,))
+    first, second = (warning.hint for warning in quality_warnings(manifest, shortcuts))
+    assert first.startswith("export again without --int8-shortcuts, or use")
+    assert second.startswith("calibrate on more")  # int8-cpu has no such option
+    dla = dataclasses.replace(remedy, encoding=Encoding.DLA)
+    assert all(w.hint.startswith("calibrate on") for w in quality_warnings(manifest, dla))
+    done = dataclasses.replace(remedy, options=())
+    assert quality_warnings(manifest, done) == quality_warnings(manifest)
+
+
+def test_labelled_images_answer_the_doubts_about_the_graphs_that_pass(tiny_bundle: Bundle) -> None:
+    bad = (90.0, 30.0)
+    manifest = judged(tiny_bundle, int8=bad, int8_cpu=bad)
+    about_network = ExportWarning(message="the network is new", hint="train")
+    target = ExportWarning(message="missed", hint="relax", artifacts=("int8",))
+    doubts = quality_warnings(manifest)
+    found = open_warnings(manifest, [about_network, target, *doubts], {"int8"})
+    assert found == [about_network, target, doubts[1]]
+    assert open_warnings(manifest, doubts, ()) == doubts
+
+
+@pytest.mark.parametrize(
+    ("message", "short"),
+    [
+        ("int8-cpu deviates from FP32 on 1,920 images: 97.0 %",
+         "int8-cpu deviates from FP32 on 1,920 images"),
+        ("int8-cpu: undecided: 99.1 % on 1,920 images, at least 98 %",
+         "int8-cpu: undecided: 99.1 % on 1,920 images"),
+        ("short: it is", "short: it is"),
+    ],
+)  # fmt: skip
+def test_a_short_warning_ends_before_its_figures(message: str, short: str) -> None:
+    warning = ExportWarning(message=message, hint="mend it")
+    assert short_lines([warning], Path("a/report.html")) == [
+        f"warning: {short}", "  figures and remedies: a/report.html"
+    ]  # fmt: skip
+    assert short_lines([], Path("a")) == []
 
 
 def test_the_hint_names_only_options_that_change_the_graph(tiny_bundle: Bundle) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from resdeploy.bundle.analysis import Remedy
-from resdeploy.bundle.manifest import Encoding, QualityOrigin
+from resdeploy.bundle.manifest import Encoding, ExportWarning, QualityOrigin
 from resdeploy.cli.export import remedy_line
 
 # A module that is None cannot be imported.
@@ -24,18 +23,21 @@ REMEDY = Remedy(
 )  # fmt: skip
 
 
-def test_a_graph_that_needs_an_action_is_named_as_in_the_report() -> None:
-    (line,) = remedy_line(REMEDY, Path("photos.bundle"))
-    assert line.startswith("int8-cpu.onnx predicts the class of FP32 for 98.4 % of 128 ")
-    assert "have another class; above 2 %, the export also warns." in line
-    assert "Action: export again with --min-agreement 99." in line
-    assert line.endswith(" See Layers in photos.bundle/report.html.")
-    assert "\n" not in line
+def test_an_action_that_no_warning_has_is_optional() -> None:
+    (line,) = remedy_line(REMEDY, ())
+    assert line == (
+        "optional: export again with --min-agreement 99; int8-cpu predicts FP32's class for 98.4 % "
+        "of 128 images not used by the calibration (aim: 99 %), with an SQNR of 38.0 dB (aim: 30 "
+        "dB)"
+    )
+    other, same = (ExportWarning(message="m", hint="h", artifacts=(n,)) for n in ("a", "int8-cpu"))
+    assert remedy_line(REMEDY, [other]) == [line]
+    assert remedy_line(REMEDY, [same]) == []  # its hint is the action
 
 
 def test_a_graph_that_needs_no_action_is_not_named() -> None:
-    assert remedy_line(replace(REMEDY, options=(), agreement=100.0), Path("photos.bundle")) == []
-    assert remedy_line(None, Path("photos.bundle")) == []
+    assert remedy_line(replace(REMEDY, options=(), agreement=100.0), ()) == []
+    assert remedy_line(None, ()) == []
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,7 @@ def test_a_graph_that_needs_no_action_is_not_named() -> None:
         (["export", "no-such.pth"], "there is no checkpoint at no-such.pth"),
         (["export", ".", "--dla"], "--dla applies only to INT8 graphs"),
         (["export", ".", "-o", "."], ". exists"),
+        (["export", __file__, "--int8"], "INT8 needs calibration images"),
         (["export", ".", "--int8", "--calibration-data", "gone"], "there is no folder gone"),
         (["inspect", "no-such.pth"], "there is no checkpoint at no-such.pth"),
         (["preprocess", "no-such.pth", "--data", "."], "there is no checkpoint at no-such.pth"),

@@ -293,8 +293,12 @@ def test_every_command_repeats_the_warnings_of_a_bundle(
 ) -> None:
     use_few_short_rounds(monkeypatch)
     path, picture = doubtful_bundle.path, image_data / "val" / "red" / "000.png"
-    first = [["predict", path, picture], ["explain", path, "--images", 1]]
-    first += [["export", path, "--triton", "repository"]]
+    answer = invoke("predict", path, picture)
+    assert answer.stdout.splitlines()[:2] == [
+        "warning: int8 deviates from FP32: agreement 90.6 %",
+        f"  figures and remedies: {path}/report.html",
+    ]
+    first = [["explain", path, "--images", 1], ["export", path, "--triton", "repository"]]
     for arguments in first:
         answer = invoke(*arguments)
         assert answer.exit_code == 0, answer.output

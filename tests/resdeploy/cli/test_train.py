@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from resdeploy.cli.train import training_text
+from resdeploy.train.run.outcome import FINISHED
 from resdeploy.train.run.results import TrainingResult
 
 RESULT = TrainingResult(
@@ -27,6 +28,17 @@ def test_an_accuracy_that_can_be_chance_is_called_so(
     text = training_text(replace(RESULT, accuracy=accuracy, val_images=images))
     assert ("this can be chance" in text) == (told is not None)
     assert told is None or f"the accuracy is {told} with 95 % confidence" in text
+
+
+@pytest.mark.parametrize(
+    ("best", "stopped", "told"),
+    [(2, None, True), (2, FINISHED, True), (1, None, False), (2, "the target is reached", False)],
+)
+def test_more_epochs_are_named_if_the_last_one_is_the_best(
+    best: int, stopped: str | None, told: bool
+) -> None:
+    text = training_text(replace(RESULT, best_epoch=best, stopped=stopped))
+    assert ("so more --epochs may help" in text) == told
 
 
 @pytest.mark.parametrize("accuracy", [20.0, 25.0, 90.0])

@@ -18,6 +18,7 @@ import pytest
 from resdeploy.benchmark_process.roofline import Ceilings, roofline
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Encoding, ExportWarning, write_manifest
+from resdeploy.bundle.quality import quality_warnings
 from resdeploy.cli.verify import verification_text
 from resdeploy.errors import BundleError, DocumentError, OutputError
 from resdeploy.json_documents import jsonable, parse
@@ -153,6 +154,28 @@ def test_warnings_stand_between_the_advice_and_the_summary(
     assert lines[first + 1] == "> **int8 is bad &lt;b&gt;**"
     assert not any(line.startswith("* ") for line in lines[:first])
     assert r"> mend \| it" in lines
+
+
+def test_a_verified_report_shows_no_doubt_that_the_verification_answers(
+    tiny_bundle: Bundle, verification: Verification
+) -> None:
+    artifacts = tuple(
+        replace(a, parity=replace(a.parity, agreement=80.0), quality=None)
+        if a.name == "int8-cpu"
+        else a
+        for a in tiny_bundle.manifest.artifacts
+    )
+    (doubt,) = quality_warnings(manifest := replace(tiny_bundle.manifest, artifacts=artifacts))
+    manifest, name = replace(manifest, warnings=(doubt,)), verification.environment.bundle or ""
+    bundles = [BundleContents(name, manifest, None)]
+    measured = benchmark()
+    timed = replace(measured.environment, bundle=name)
+    measured = replace(measured, environment=timed, warnings=(doubt,))
+    alone = page_of(bundles=bundles, benchmarks=[measured])
+    assert alone.warnings == (((doubt.message,), doubt.hint),)
+    page = page_of(bundles=bundles, benchmarks=[measured], verifications=[verification])
+    assert page.verdict is Verdict.PASS
+    assert page.warnings == ()
 
 
 def test_lines_about_several_bundles_name_them_once(tiny_bundle: Bundle) -> None:

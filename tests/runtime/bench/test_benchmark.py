@@ -19,10 +19,17 @@ from resdeploy.bundle.manifest import FileRecord, write_manifest
 from resdeploy.cli.bench import benchmark_text
 from resdeploy.errors import BackendError
 from resdeploy.filesystem import sha256
+from resdeploy.machine.conditions import load_average
 from resdeploy.machine.cpu import Cpu, read_cpu
+from resdeploy.machine.host import Host
 from resdeploy.result_files.benchmark import BaselineFacts, Benchmark
 from resdeploy.runtime.bench import contenders
-from resdeploy.runtime.bench.benchmark import BenchmarkConfig, run_benchmark, wide_intervals
+from resdeploy.runtime.bench.benchmark import (
+    BenchmarkConfig,
+    load_notice,
+    run_benchmark,
+    wide_intervals,
+)
 from resdeploy.runtime.bench.contenders import (
     ContenderSpec,
     backend_contenders,
@@ -205,6 +212,17 @@ def test_a_share_above_the_limit_is_explained(result: Benchmark) -> None:
         changed.append(dataclasses.replace(last, limit_share=share))
         text = benchmark_text(dataclasses.replace(result, results=tuple(changed)))
         assert ("\na share above 100 %: the limit counts" in text) == (share > 1)
+
+
+def test_a_notice_names_the_load_before_the_benchmark(tmp_path: Path) -> None:
+    assert load_average(Host(root=tmp_path)) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "loadavg").write_text("16.25 9.00 3.00 2/300 1234\n")
+    load = load_average(Host(root=tmp_path))
+    assert load == 16.25
+    (notice,) = load_notice(load, 2)
+    assert notice.startswith("the load average was 16.2 on 2 cores in the minute before the ")
+    assert load_notice(0.9, 2) == load_notice(None, 2) == []
 
 
 def test_a_notice_names_every_wide_interval(result: Benchmark) -> None:

@@ -137,7 +137,8 @@ def test_a_terminal_shows_short_lines_and_how_to_begin(doubtful_bundle: Bundle) 
         server.wait_for(lambda line: line["message"].startswith("curl -F image=@PICTURE http"))
         shown = [line["message"] for line in server.log]
     assert shown[0].startswith("listening: host 127.0.0.1, port ")
-    assert any(line.startswith("warning: int8 deviates from FP32: ") for line in shown)
+    doubt = "warning: int8 deviates from FP32: agreement 90.6 %; figures and remedies: "
+    assert f"{doubt}{doubtful_bundle.path}/report.html: model doubtful" in shown
     assert "/docs describes the interface), or type" in shown[-3]
     assert max(map(len, shown)) < 200
 

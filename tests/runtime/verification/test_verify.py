@@ -18,6 +18,7 @@ from resdeploy.bundle.manifest import (
     Precision,
     graph_name,
 )
+from resdeploy.bundle.quality import NO_BETTER, quality_warnings
 from resdeploy.cli.verify import next_step, verification_text
 from resdeploy.errors import BackendError, BundleError, DataError
 from resdeploy.filesystem import sha256
@@ -48,6 +49,19 @@ RUNS_INT8 = pytest.mark.skipif(
 
 def by_encoding(result: Verification) -> dict[tuple[str, str], Verdict]:
     return {(r.precision.value, r.encoding.value): r.verdict for r in result.results}
+
+
+def with_doubts(bundle: Bundle, *others: ExportWarning) -> Bundle:
+    """Return the bundle as if its export had found both INT8 graphs doubtful."""
+    artifacts = tuple(
+        dataclasses.replace(a, parity=dataclasses.replace(a.parity, agreement=80.0), quality=None)
+        if a.precision is Precision.INT8
+        else a
+        for a in bundle.manifest.artifacts
+    )
+    manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)
+    warnings = (*others, *quality_warnings(manifest))
+    return Bundle(bundle.path, dataclasses.replace(manifest, warnings=warnings))
 
 
 # Golden images
@@ -171,6 +185,43 @@ def test_warnings_about_other_graphs_are_left_out(tiny_bundle: Bundle) -> None:
     text = verification_text(fp32)
     assert "warning: all is bad\n  hint: mend all\n" in text
     assert "verdict: reproduced, with 1 warning, compared with PyTorch on 24 golden images" in text
+    assert next_step(verify(bundle), "x.bundle") == (
+        "resdeploy verify x.bundle --data FOLDER, which judges the accuracy on its images; then "
+        "resdeploy serve x.bundle"
+    )
+
+
+def test_labelled_images_answer_the_doubts_about_the_graphs_that_pass(
+    tiny_bundle: Bundle, image_data: Path
+) -> None:
+    general = ExportWarning(message="the images differ", hint="mend it")
+    bundle = with_doubts(tiny_bundle, general)
+    golden = verify(bundle, backend="onnxruntime-cpu")
+    names = {graph_name(line.precision, line.encoding) for line in golden.results}
+    about_int8 = [w for w in bundle.manifest.warnings[1:] if set(w.artifacts) <= names]
+    assert golden.warnings == (general, *about_int8)
+    passed = verify(bundle, data=image_data, backend="onnxruntime-cpu", max_drop=50)
+    assert passed.verdict is Verdict.PASS
+    assert passed.warnings == (general,)
+    text = verification_text(passed)
+    assert (
+        "\nverdict: pass, on 24 images; limit: a drop of 50 points; the warning above is " in text
+    )
+    assert "about something else: follow its hint\n" in text
+    assert next_step(passed, "x.bundle") == "resdeploy serve x.bundle"
+    few = verify(bundle, data=image_data, backend="onnxruntime-cpu", max_drop=1)
+    assert few.warnings == (general, *about_int8)  # they are not decided
+
+
+def test_a_network_that_learned_nothing_is_not_served(
+    tiny_bundle: Bundle, image_data: Path
+) -> None:
+    doubt = ExportWarning(message=f"the network is {NO_BETTER}: 25 %", hint="train again")
+    bundle = with_doubts(tiny_bundle, doubt)
+    for result in (verify(bundle), verify(bundle, data=image_data, max_drop=50)):
+        assert next_step(result, "x.bundle") == (
+            "train again, because the network is no better than always predicting one class"
+        )
 
 
 def test_synthetic_images_prove_arithmetic_only(tiny_bundle: Bundle) -> None:

@@ -48,6 +48,7 @@ def page_of_a_run(
     data: str = "/home/someone/data",
     lines: Any = METRICS,
     epochs: int = 9,
+    finish: bool = False,
 ) -> Page:
     images = dataclasses.replace(read_splits(image_data).val, classes=classes)
     config = TrainingConfig(data=data, patience=1, epochs=epochs)
@@ -55,7 +56,7 @@ def page_of_a_run(
     return training_page(
         Path("/home/someone/runs/one"),
         {"network": "resnet10", "label smoothing": "0.1"},
-        RunOutcome.of(lines, config, splits, 50.0, 1),
+        RunOutcome.of(lines, config, splits, 50.0, 1, finish),
         lines,
         Evaluation(loss=1.0, confusion=confusion, worst=(MISTAKE,), unreadable={}),
         images,
@@ -64,6 +65,7 @@ def page_of_a_run(
         Environment(date="2026-11-24T10:00:00", command=FINISH, device=Device(cpu="Processor <1>")),
         BEGIN,
         ["the images are few; add more"],
+        ["the network is new"],
     )
 
 
@@ -89,7 +91,12 @@ def test_the_report_shows_matrix_mistakes_and_settings(image_data: Path) -> None
     )
     assert "model.safetensors holds the network of epoch 3, the most accurate of 4." in text
     longer = to_html(page_of_a_run(image_data, epochs=3, lines=METRICS[:3])).decode()
-    assert "the most accurate of 3; it is the last one, so more epochs may help." in longer
+    assert "the most accurate of 3; it is the last one" in longer
+    assert "so more epochs may help." in longer
+    falling = [dataclasses.replace(METRICS[0], epoch=n, val_loss=2 - n, accuracy=n) for n in (1, 2)]
+    finished = page_of_a_run(image_data, lines=falling, finish=True).summary[1]
+    assert "; it is the last one and the loss still fell, so more epochs may help." in finished
+    assert page_of_a_run(image_data).summary[-1] == "The network is new."
     assert "<pre><code>resdeploy export one --fp16 --int8</code></pre>" in whole.partition("<h2")[0]
     assert '<span class="option">--fp16</span>' in text  # no line ends within an option
     # One command began the run, another one ended it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -204,6 +205,32 @@ def test_an_interruption_that_was_explained_prints_nothing_more() -> None:
     assert (answer.exit_code, answer.output) == (143, "")
     document = read_document(CliRunner().invoke(group, ["stop", "--json"]).stdout)
     assert (document["error"], document["exit"]) == ("terminated; saved", 143)
+
+
+def test_sigterm_ends_a_command_with_a_message_and_a_forked_process_without() -> None:
+    def stop() -> CommandResult:
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError
+
+    group = ReadableGroup(commands={"stop": command(stop)})
+    answer = CliRunner().invoke(group, ["stop"])
+    told = "terminated: results that were not complete have not been written; run the command again"
+    assert (answer.exit_code, answer.output) == (143, f"\n{told}\n")
+    document = read_document(CliRunner().invoke(group, ["stop", "--json"]).stdout)
+    assert (document["error"], document["exit"]) == (told, 143)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_warnings_are_shortened_if_a_page_has_them() -> None:
+    doubt = ExportWarning(message=f"{30 * 'm'}: figures", hint="h")
+    answer = run(lambda: CommandResult(RESULT, "text", warnings=[doubt], page=Path("p.html")))
+    shown = f"warning: {30 * 'm'}\n  figures and remedies: p.html\ntext\n"
+    assert answer.stdout == shown
 
 
 def test_a_missing_package_names_its_extra() -> None:
