@@ -60,7 +60,7 @@ class Explanation:
     layers: tuple[TensorSensitivity, ...]
     """Quantised tensors; the lowest SQNR comes first."""
     remedy: Remedy
-    """That of the export, which does not depend on `images`."""
+    """Remedy that the export recorded or would find; it does not depend on `images`."""
     schema: str = "resdeploy.explanation/1"
 
 

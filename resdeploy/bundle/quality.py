@@ -51,6 +51,7 @@ ENOUGH_AGREEMENT, ENOUGH_SQNR_DB = 99.0, 30.0
 MIN_AGREEMENT = f"--min-agreement {ENOUGH_AGREEMENT:g}"
 NO_INT8_SHORTCUTS = "no --int8-shortcuts"
 QAT = "train --qat"
+IN_FLOAT = "use a graph in float"
 NO_BETTER = "no better than always predicting one class"
 _MACHINES = {Encoding.TENSORRT: "GPU", Encoding.DLA: "DLA"}
 SHORTEST = 30  # characters of a shortened warning: names of graphs may begin it
@@ -238,7 +239,7 @@ def action_text(remedy: Remedy) -> str:
     if QAT in remedy.options:
         command = "resdeploy train DATA --qat --init RUN"
         actions.append(f"train with simulated quantisation ({command}) and export the new run")
-    return "; if that is not enough, ".join(actions or ["use a graph in float"])
+    return "; if that is not enough, ".join(actions or [IN_FLOAT])
 
 
 def judged_images(images: int, origin: QualityOrigin) -> str:
@@ -270,9 +271,11 @@ def _hint(
         )
     )
     action = action_text(remedy) if remedy is not None and applies else ""
+    actions = [action or _remedy(artifact, manifest), _alternative(manifest, doubts)]
+    actions = [text for text in actions if text not in ("", IN_FLOAT)] or [IN_FLOAT]
     others = [a for a in manifest.artifacts if a.encoding is Encoding.CPU and a.name not in doubts]
     where = f"before you use it on a {_MACHINES[artifact.encoding]}, " if others else ""
-    return f"{where}{action or _remedy(artifact, manifest)}{_alternative(manifest, doubts)}"
+    return where + ", or ".join(actions)
 
 
 def _remedy(artifact: Artifact, manifest: Manifest) -> str:
@@ -295,4 +298,4 @@ def _alternative(manifest: Manifest, doubts: Collection[str]) -> str:
     """Return a clause about graphs in float, equal for all INT8 graphs; FP16 is slow on CPUs."""
     good = [a.precision for a in manifest.artifacts if a.name not in doubts]
     names = ["fp16 on a GPU"] * (Precision.FP16 in good) + ["fp32"] * (Precision.FP32 in good)
-    return f", or use a graph in float (--precision {' or '.join(names)})" if names else ""
+    return f"{IN_FLOAT} (--precision {' or '.join(names)})" if names else ""

@@ -22,8 +22,9 @@ from sklearn.utils.class_weight import compute_class_weight
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from resdeploy.bundle.bundle import open_bundle
+from resdeploy.cli.options.console import terminable
 from resdeploy.cli.train import training_text
-from resdeploy.errors import DataError, Interrupted, OutputError, TrainingError
+from resdeploy.errors import DataError, Interrupted, OutputError, TrainingError, end_command
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.images.class_folders import LabelledImages
 from resdeploy.progress import Advance, Progress
@@ -342,6 +343,24 @@ def test_a_second_signal_ends_the_training_at_once(quick: TrainingConfig) -> Non
         train(quick, Path("run"), progress=signals("epoch 1", signal.SIGTERM, signal.SIGINT))
 
 
+@pytest.mark.parametrize(
+    ("count", "lost"), [(1, "steps; to con"), (2, "steps .what came later is")]
+)
+def test_a_training_saves_although_the_command_handles_sigterm(
+    quick: TrainingConfig, monkeypatch: pytest.MonkeyPatch, count: int, lost: str
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with terminable():
+        assert signal.getsignal(signal.SIGTERM) is end_command
+        with pytest.raises(Interrupted, match=rf"terminated; saved after 0 .*{lost}") as caught:
+            train(quick, Path("run"), progress=signals("epoch 1", *(count * [signal.SIGTERM])))
+    assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with terminable():
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 def test_one_of_several_processes_does_not_wait_for_the_others() -> None:
     with explained_failures(Path("run"), RunPosition, print):
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -508,6 +527,7 @@ def test_the_baseline_and_doubts_are_logged(
 ) -> None:
     caplog.set_level(logging.INFO, "resdeploy")
     Course(monkeypatch, 33, 33)
+    monkeypatch.setattr(trainer.defaults, "notes_on", lambda *_: iter(["the stem is small"]))
     result = train(dataclasses.replace(quick, epochs=1), Path("run"))
     assert "next: resdeploy export" not in training_text(result)
     assert "always predicting 'blue' has an accuracy of 33.33 %" in caplog.text
@@ -515,7 +535,7 @@ def test_the_baseline_and_doubts_are_logged(
     assert "no better than always predicting one class" in caplog.text
     report = Path("run/report.html").read_text()
     assert "no better than always predicting one class" in report
-    assert "began with a new network" in report
+    assert "<li>The stem is small.</li>" in report
 
 
 def test_the_held_out_images_are_recorded_and_used_again(

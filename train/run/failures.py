@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from resdeploy.errors import Interrupted, OutputError, TrainingError
+from resdeploy.errors import Interrupted, OutputError, Terminated, TrainingError
 from resdeploy.train.checkpoint.run import resume_command, ways_to_go_on
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.dataset import SECONDS_PER_BATCH
@@ -82,9 +82,8 @@ def explained_failures(
         with awaited_stop(alone=alone) as request:
             yield request
     except KeyboardInterrupt as stop:
-        code, lost = 1, " (what came later is lost)"
-        if isinstance(stop, Interrupted):
-            code, lost = stop.code, ""
+        code = stop.code if isinstance(stop, (Interrupted, Terminated)) else 1
+        lost = "" if isinstance(stop, Interrupted) else " (what came later is lost)"
         message = f"{'interrupted' if code == 1 else 'terminated'}; saved after {saved()}{lost}; "
         message += ways_to_go_on(folder)
         log("%s", message)

@@ -196,9 +196,13 @@ def command(
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, with a message."""
+    """Let SIGTERM end a command as Ctrl-C does, with a message.
+
+    Processes of one training keep the usual action: no handler runs while they wait for each other.
+    """
     in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    is_usual = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not in_main or not is_usual or "WORLD_SIZE" in os.environ:  # of torchrun
         yield
         return
     signal.signal(signal.SIGTERM, end_command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -316,6 +317,8 @@ def test_every_convolution_is_quantised(name: str, encoding: Encoding, tmp_path:
         image_size=SIDE, channels=network.default_channels, mean=(0.45,) * channels,
         std=(0.25,) * channels,
     )  # fmt: skip
+    if network.file.input.is_uint8:
+        settings = replace(settings, value_range=255, mean=(0.0,) * 3, std=(1.0,) * 3)
     graph = network.classifier(settings).to_onnx()
     images = pixels(8, channels)
     tensors = [edge.range_of for edge in place(graph.graph, encoding)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from resdeploy.bundle.analysis import Remedy
+from resdeploy.bundle.analysis import FloatMixture, Remedy
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import (
     Encoding,
@@ -187,6 +187,13 @@ def test_the_hint_is_the_action_of_the_report_where_it_applies(tiny_bundle: Bund
     assert second.startswith("calibrate on more")  # int8-cpu has no such option
     dla = dataclasses.replace(remedy, encoding=Encoding.DLA)
     assert all(w.hint.startswith("calibrate on") for w in quality_warnings(manifest, dla))
+    missed = FloatMixture(
+        layers=("a",), candidates=2, float_share_percent=9.0, agreement=90.0, sqnr_db=30.0,
+        latency_ratio=None, latency_ratio_low=None, latency_ratio_high=None,
+    )  # fmt: skip
+    nothing = dataclasses.replace(remedy, options=(), mixture=missed)
+    in_float = "use a graph in float (--precision fp16 on a GPU or fp32)"
+    assert [w.hint for w in quality_warnings(manifest, nothing)] == 2 * [in_float]
     done = dataclasses.replace(remedy, options=())
     assert quality_warnings(manifest, done) == quality_warnings(manifest)
 
