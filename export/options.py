@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from resdeploy.errors import CalibrationError, ExportError
+from resdeploy.train.checkpoint.file_kind import AN_ONNX_GRAPH, describe_foreign_file
 from resdeploy.train.checkpoint.run import recorded_run
 
 
@@ -40,10 +41,14 @@ def check_int8_options(
 def check_calibration_source(source: Path, calibration_data: Path | None) -> None:
     """Check that `source` is a run, which names images, unless there is a folder of them.
 
+    What is no network is refused later, with a better reason.
+
     Raises:
         CalibrationError: No images are known for INT8.
     """
-    if calibration_data is None and source.is_file() and recorded_run(source) is None:
+    if calibration_data is not None or not source.is_file() or recorded_run(source) is not None:
+        return
+    if describe_foreign_file(source) in (None, AN_ONNX_GRAPH):
         raise no_calibration_images()
 
 

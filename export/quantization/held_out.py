@@ -131,10 +131,11 @@ class ImageUse:
         sets.append(f"{plural(self.golden, 'golden image')}, which verify the graphs anywhere")
         lines = [f"used: {'; '.join(sets)}"]
         if plan.cross_validated:
+            crossed = min(plan.cross_validated, calibrating)  # the plan counts unreadable ones, too
             lines.append(
-                f"{plan.cross_validated} of the calibration images also judge the INT8 graphs "
-                f"(at most {plan.most:,} judge), by cross-validation: the weights of int8-cpu are "
-                f"rounded {plural(folds, 'more time')}, each time without a part of the images"
+                f"{crossed} of the calibration images also judge the INT8 graphs (at most "
+                f"{plan.most:,} judge), by cross-validation: the weights of int8-cpu are rounded "
+                f"{plural(folds, 'more time')}, each time without a part of the images"
             )
             more = fewest_images(lambda count: not self.plan(count).cross_validated)
             kind = "image" if self.validation is None else "validation image"

@@ -527,7 +527,8 @@ def test_the_baseline_and_doubts_are_logged(
 ) -> None:
     caplog.set_level(logging.INFO, "resdeploy")
     Course(monkeypatch, 33, 33)
-    monkeypatch.setattr(trainer.defaults, "notes_on", lambda *_: iter(["the stem is small"]))
+    notes = iter(["the stem is small"])
+    monkeypatch.setattr("resdeploy.train.defaults.notes_on", lambda *_: notes)
     result = train(dataclasses.replace(quick, epochs=1), Path("run"))
     assert "next: resdeploy export" not in training_text(result)
     assert "always predicting 'blue' has an accuracy of 33.33 %" in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.resources import files
 
 import pytest
 
@@ -16,6 +17,8 @@ from resdeploy.cli.export import remedy_line
 WITHOUT_TORCH = (
     "import sys; sys.modules['torch'] = None; from resdeploy.cli.main import main; main()"
 )
+
+ONNX_FILE = str(files("resdeploy.runtime.bench") / "matrix_product_fp32.onnx")
 
 REMEDY = Remedy(
     encoding=Encoding.CPU, options=("--min-agreement 99",), images=128,
@@ -46,7 +49,7 @@ def test_a_graph_that_needs_no_action_is_not_named() -> None:
         (["export", "no-such.pth"], "there is no checkpoint at no-such.pth"),
         (["export", ".", "--dla"], "--dla applies only to INT8 graphs"),
         (["export", ".", "-o", "."], ". exists"),
-        (["export", __file__, "--int8"], "INT8 needs calibration images"),
+        (["export", ONNX_FILE, "--int8"], "INT8 needs calibration images"),
         (["export", ".", "--int8", "--calibration-data", "gone"], "there is no folder gone"),
         (["inspect", "no-such.pth"], "there is no checkpoint at no-such.pth"),
         (["preprocess", "no-such.pth", "--data", "."], "there is no checkpoint at no-such.pth"),
