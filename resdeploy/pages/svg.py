@@ -270,26 +270,35 @@ def _shortened(label: str) -> str:
 
 
 def _marks(points: Sequence[PlotPoint], x_scale: AxisScale, y_scale: AxisScale) -> list[str]:
-    """Return the marks of points, each with its label at the first free place beside or below."""
+    """Return the marks of points, each with its label at the first free place beside or below.
+
+    A label covers a mark only if no place is free of marks, and never another label.
+    """
+    pixel = 100 / NARROWEST  # in percent: labels that fit on a phone fit everywhere
+    places = [(x_scale(point.x), y_scale(point.y)) for point in points]
+    covered = [(x - 6 * pixel, x + 6 * pixel, y + 4) for x, y in places]
     marks, labels, occupied = list[str](), list[str](), list[tuple[float, float, float]]()
-    for point in points:
-        x, y = x_scale(point.x), y_scale(point.y)
+    for point, (x, y) in zip(points, places):
         css = f"point kind{point.kind}{' highlighted' if point.highlighted else ''}"
         marks.append(_mark(x, y, css, point.kind))
-        pixel = 100 / NARROWEST  # in percent: labels that fit on a phone fit everywhere
         width, side = LETTER * len(point.label) * pixel, 10 * pixel
         sides = [(x + side, x + side + width, "start"), (x - side - width, x - side, "end")]
-        for label_y, (left, right, anchor) in product((y + 4, y + 17, y - 9, y + 30), sides):
-            if not point.label or left < x_scale.start or right > 100 or label_y > PLOT_HEIGHT:
-                continue
+        heights = [h for h in (y + 4, y + 17, y - 9, y + 30) if h <= PLOT_HEIGHT]
+        free = (
+            (left, right, height, anchor)
+            for others in ([*occupied, *covered], occupied)
+            for height, (left, right, anchor) in product(heights, sides)
+            if left >= x_scale.start and right <= 100
             if all(
-                right < other_left or other_right < left or abs(label_y - other_y) >= 13
-                for other_left, other_right, other_y in occupied
-            ):
-                occupied.append((left, right, label_y))
-                shift = 10 if anchor == "start" else -10
-                labels.append(_text(x, label_y, point.label, anchor, shift=shift))
-                break
+                right < other_left or other_right < left or abs(height - other_height) >= 13
+                for other_left, other_right, other_height in others
+            )
+        )
+        if point.label and (found := next(free, None)):
+            left, right, height, anchor = found
+            occupied.append((left, right, height))
+            shift = 10 if anchor == "start" else -10
+            labels.append(_text(x, height, point.label, anchor, shift=shift))
     return marks + labels  # a label is never below a mark
 
 

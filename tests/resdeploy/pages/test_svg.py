@@ -104,6 +104,20 @@ def test_a_long_label_keeps_its_end() -> None:
     assert name.endswith(label[1:])
 
 
+def test_a_label_covers_no_mark() -> None:
+    points = [PlotPoint(1, 0, "1"), PlotPoint(10, 5, "2"), PlotPoint(10.4, 5, "3")]
+    drawing = ET.fromstring(scatter(points, x_label="x", y_label="y", description="d"))
+    labels = {part.text: part.attrib for part in drawing if part.tag == "text"}
+    assert {"1", "2", "3"} <= set(labels)
+    marks = [part.attrib for part in drawing if part.tag == "circle"]
+    for name in "123":
+        x = float(labels[name]["x"][:-1]) * 3 + float(labels[name]["dx"])  # on the narrowest page
+        left = x if labels[name]["text-anchor"] == "start" else x - LETTER
+        for mark in marks:
+            beside = abs(left + LETTER / 2 - float(mark["cx"][:-1]) * 3) >= LETTER / 2 + 5
+            assert beside or abs(float(labels[name]["y"]) - 4 - float(mark["cy"])) >= 9
+
+
 def test_an_axis_ends_at_the_largest_possible_value() -> None:
     points = [PlotPoint(1, 100, "a"), PlotPoint(2, 100, "b")]
     drawing = scatter(points, x_label="x", y_label="%", description="d", y_max=100.0)

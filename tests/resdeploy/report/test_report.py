@@ -485,7 +485,7 @@ def test_a_fast_contender_with_a_wide_interval_is_not_called_the_fastest() -> No
     noisy = replace(measured, results=(measured.results[0], wide, measured.results[2]))
     (sentence,) = page_of(benchmarks=[noisy]).summary
     assert sentence.startswith("Most images per second: onnxruntime-cpu with int8-cpu: ")
-    assert "Intervals are wider than a factor of 2" in sentence
+    assert "An interval is wider than a factor of 2" in sentence
 
 
 def test_the_share_of_the_limit_follows_from_the_points_of_the_roofline() -> None:
