@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from resdeploy.pages.svg import (
     GUTTER,
     LEFT,
+    LETTER,
     LONGEST_LABEL,
     PLOT_HEIGHT,
     RIGHT,

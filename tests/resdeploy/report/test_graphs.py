@@ -127,7 +127,10 @@ def test_every_point_of_the_trade_off_has_its_number_in_the_table() -> None:
 
 
 def test_an_int8_graph_that_is_not_faster_than_fp32_is_named() -> None:
-    slow = point(Encoding.FLOAT, (), 5.5, chosen=True), point(Encoding.CPU, ("a",), 6.3, chosen=True)
+    slow = (
+        point(Encoding.FLOAT, (), 5.5, chosen=True),
+        point(Encoding.CPU, ("a",), 6.3, chosen=True),
+    )
     assert trade_off_blocks(slow)[-1] == Text(
         text="With so many layers in float, int8-cpu.onnx was not faster than fp32.onnx (6.30 and "
         "5.50 ms)."
