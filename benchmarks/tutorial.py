@@ -4,12 +4,15 @@
 
 It runs the command of each block after `<!-- run -->`, in a new folder with the handwritten digits
 as `photos/`, and writes what the command prints below it, and the date. It takes some minutes, and
-prints how long each command took. If it takes much longer than its time on the CPU, other
-programs use the machine, and the speeds in the outputs are too low.
+prints how long each command took. If that is much longer than its time on the CPU, other programs
+use the machine, and the speeds in the outputs are too low. PyTorch has one thread unless the
+variable OMP_NUM_THREADS says otherwise: while other programs use the cores, several threads wait
+for each other, and training was ten times slower with two.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import shlex
@@ -46,12 +49,14 @@ def fill_outputs(page: str, folder: Path) -> str:
         CalledProcessError: A command failed.
     """
 
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+
     def run(match: re.Match[str]) -> str:
         arguments = shlex.split(match[1])[1:]
         start, used = time.monotonic(), processor_seconds()
         done = subprocess.run(
             [sys.executable, "-c", COMMAND, *arguments], cwd=folder, check=True, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
         )  # fmt: skip
         seconds, processor = time.monotonic() - start, processor_seconds() - used
         print(f"{seconds:.0f} s, {processor:.0f} s of the CPU: {match[1]}", file=sys.stderr)
