@@ -48,7 +48,6 @@ def fill_outputs(page: str, folder: Path) -> str:
     Raises:
         CalledProcessError: A command failed.
     """
-
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
 
     def run(match: re.Match[str]) -> str:

@@ -15,6 +15,7 @@ from resdeploy.pages.svg import (
     LEFT,
     LETTER,
     LONGEST_LABEL,
+    NARROWEST,
     PLOT_HEIGHT,
     RIGHT,
     AxisScale,
@@ -105,18 +106,25 @@ def test_a_long_label_keeps_its_end() -> None:
     assert name.endswith(label[1:])
 
 
-def test_a_label_covers_no_mark() -> None:
-    points = [PlotPoint(1, 0, "1"), PlotPoint(10, 5, "2"), PlotPoint(10.4, 5, "3")]
+@pytest.mark.parametrize("width", [NARROWEST, 900])
+def test_a_label_covers_no_mark(width: int) -> None:
+    points = [PlotPoint(0.48, 98, "1"), PlotPoint(0.658, 99.5, "2"), PlotPoint(0.664, 99.5, "3"),
+              PlotPoint(0.9, 98.6, "4")]  # fmt: skip
     drawing = ET.fromstring(scatter(points, x_label="x", y_label="y", description="d"))
-    labels = {part.text: part.attrib for part in drawing if part.tag == "text"}
-    assert {"1", "2", "3"} <= set(labels)
+    labels = {part.text: part.attrib for part in drawing if part.tag == "text" and part.text}
     marks = [part.attrib for part in drawing if part.tag == "circle"]
-    for name in "123":
-        x = float(labels[name]["x"][:-1]) * 3 + float(labels[name]["dx"])  # on the narrowest page
-        left = x if labels[name]["text-anchor"] == "start" else x - LETTER
+    for label in (labels[point.label] for point in points):
+        x = float(label["x"][:-1]) * width / 100 + float(label["dx"])
+        middle = x + LETTER / 2 * (1 if label["text-anchor"] == "start" else -1)
         for mark in marks:
-            beside = abs(left + LETTER / 2 - float(mark["cx"][:-1]) * 3) >= LETTER / 2 + 5
-            assert beside or abs(float(labels[name]["y"]) - 4 - float(mark["cy"])) >= 9
+            beside = abs(middle - float(mark["cx"][:-1]) * width / 100) >= LETTER / 2 + 5
+            assert beside or abs(float(label["y"]) - 4 - float(mark["cy"])) >= 9
+
+
+def test_small_numbers_have_no_exponent() -> None:
+    assert [short_number(value) for value in (5e-5, 1.5e-4, 0.25, 2e4, 3e9)] == [
+        "0.00005", "0.00015", "0.25", "20k", "3G",
+    ]  # fmt: skip
 
 
 def test_an_axis_ends_at_the_largest_possible_value() -> None:
