@@ -11,8 +11,8 @@ WORST = 15  # maximum number of rows of a table that shows only the worst or mos
 
 
 def plural(count: float, noun: str) -> str:
-    """Return a count with its noun, such as `1 thread`, `2 threads` or `3 classes`."""
-    number = f"{count:g}" if isinstance(count, float) else str(count)
+    """Return a count with its noun, such as `1 thread`, `2 threads` or `1,000 classes`."""
+    number = f"{count:g}" if isinstance(count, float) else f"{count:,}"
     ending = "" if count == 1 else "es" if noun.endswith(("s", "x", "tch")) else "s"
     return f"{number} {noun}{ending}"
 

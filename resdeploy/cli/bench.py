@@ -141,7 +141,7 @@ def benchmark_text(result: Benchmark) -> str:
         "images/s": [f"{t.images_per_second:.1f}" for t in timings],
         "speed-up": speedups,
         "95 % interval": intervals,
-        "share of limit": [
+        "share of the limit": [
             NONE if t.limit_share is None else f"{100 * t.limit_share:.0f} % ({t.bound})"
             for t in timings
         ],
@@ -154,7 +154,7 @@ def benchmark_text(result: Benchmark) -> str:
         ],
         "mJ/image": [_energy_cell(t.energy) for t in timings],
     }
-    for optional in ("share of limit", "mJ/image"):
+    for optional in ("share of the limit", "mJ/image"):
         if set(columns[optional]) == {NONE}:
             del columns[optional]
     environment = result.environment
@@ -164,7 +164,7 @@ def benchmark_text(result: Benchmark) -> str:
             table(list(columns), list(zip(*columns.values()))),
             "p50 and p99: median and 99th percentile of the time of a call; speed-up: against "
             f"{result.baseline_name}; cold start: from the start of a process to its first result"
-            + ("; limit: the roofline of this machine" if "share of limit" in columns else ""),
+            + ("; limit: the roofline of this machine" if "share of the limit" in columns else ""),
             *([SPEEDUP_RULE] if any(t.speedup for t in timings[1:]) else []),
             *([ABOVE_LIMIT] if any((t.limit_share or 0) > 1 for t in timings) else []),
             f"{environment.model} at {size_text(environment.image_size)} pixels, "

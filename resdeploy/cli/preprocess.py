@@ -141,7 +141,7 @@ def verdict_sentence(result: PreprocessingSearch) -> str:
     elif not result.labelled:
         group += "; use labelled images"
     elif result.images_to_decide is not None:
-        group += f"; about {result.images_to_decide} images would decide"
+        group += f"; about {result.images_to_decide:,} images would decide"
     else:
         group += "; more images may not help"
     found = f"; all else is found: {common}" if common else ""

@@ -108,24 +108,24 @@ def verification_text(result: Verification) -> str:
         [
             line.backend,
             graph_name(line.precision, line.encoding),
+            line.verdict.value,
             *(
                 [
-                    *agreement_cells(line),
-                    f"{line.top1:.2f} %",
                     signed(line.drop or 0.0, 2),
                     signed(line.drop_upper95 or 0.0, 2),  # the last line has the limit
+                    f"{line.top1:.2f} %",
+                    *agreement_cells(line),
                 ]
                 if with_labels
                 else [f"{line.agreement:.2f} %"]
             ),
             golden_cell(line),
-            line.verdict.value,
         ]
         for line in result.results
     ]
-    labelled = ["SQNR", "top-1", "drop, points", "95 % bound"] if with_labels else []
-    checked = "SQNR on golden images"
-    lines = [table(["backend", "graph", "agreement", *labelled, checked, "verdict"], rows)]
+    labelled = ["drop, points", "95 % bound", "top-1"] if with_labels else []
+    figures = [*labelled, "agreement", *(["SQNR"] if with_labels else []), "SQNR on golden images"]
+    lines = [table(["backend", "graph", "verdict", *figures], rows)]
     lines += warning_lines(result.warnings)
     lines += [
         f"{graph_name(line.precision, line.encoding)} on {line.backend}: the logits of "
@@ -153,7 +153,7 @@ def verification_text(result: Verification) -> str:
         verdict += f", with {plural(doubts, 'warning')}"
     if result.max_drop is not None:
         limit = f"a drop of {plural(result.max_drop, 'point')}"
-        lines.append(f"verdict: {verdict}, on {result.images} images; limit: {limit}{rest}")
+        lines.append(f"verdict: {verdict}, on {result.images:,} images; limit: {limit}{rest}")
     else:
         golden = result.golden
         lines.append(

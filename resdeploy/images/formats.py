@@ -96,7 +96,7 @@ class PictureFilter:
 def passed_over_text(passed_over: Mapping[str, int]) -> str:
     """Return the counts by ending as text, such as `13 files (.tif 8, .gif 5)`."""
     order = sorted(passed_over.items(), key=lambda entry: (-entry[1], entry[0]))
-    shown = [f"{ending} {count}" for ending, count in order[:SHOWN_ENDINGS]]
+    shown = [f"{ending} {count:,}" for ending, count in order[:SHOWN_ENDINGS]]
     shown += ["others"] if len(order) > SHOWN_ENDINGS else []
     return f"{plural(sum(passed_over.values()), 'file')} ({', '.join(shown)})"
 

@@ -20,6 +20,7 @@ BAR_ROW = 36
 AXIS = 38
 PLOT_HEIGHT = 240
 NARROWEST = 300  # pixels: the width on a small phone, on which no label may cover another
+WIDTHS = (NARROWEST, 400, 500, 600, 750, 900)  # of plots on phones and on wide pages, in pixels
 LETTER = 7  # approximate width of a letter, in pixels
 LONGEST_LABEL = 38  # letters that fit beside each other on the narrowest page
 BANDS = ((1, 99, "outer"), (5, 95, "middle"), (25, 75, "inner"))  # percentiles, CSS class
@@ -243,10 +244,12 @@ def histogram(
 
 
 def short_number(value: float) -> str:
-    """Format a number in short: 0.5, 20, 15k, 3G."""
+    """Format a number in short: 0.00005, 0.5, 20, 15k, 3G."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):g}{letter}"
+    if 1e-8 < abs(value) < 1e-4:
+        return f"{value:.12f}".rstrip("0")
     return f"{value:.4g}"
 
 
@@ -270,27 +273,58 @@ def _shortened(label: str) -> str:
 
 
 def _marks(points: Sequence[PlotPoint], x_scale: AxisScale, y_scale: AxisScale) -> list[str]:
-    """Return the marks of points, each with its label at the first free place beside or below."""
-    marks, labels, occupied = list[str](), list[str](), list[tuple[float, float, float]]()
-    for point in points:
-        x, y = x_scale(point.x), y_scale(point.y)
+    """Return the marks of points, each with its label at the first free place beside or below.
+
+    A label covers a mark only if no place is free of marks, and never another label.
+    """
+    places = [(x_scale(point.x), y_scale(point.y)) for point in points]
+    covered = [_Box(x, -6, 6, y + 4) for x, y in places]
+    marks, labels, occupied = list[str](), list[str](), list[_Box]()
+    for point, (x, y) in zip(points, places):
         css = f"point kind{point.kind}{' highlighted' if point.highlighted else ''}"
         marks.append(_mark(x, y, css, point.kind))
-        pixel = 100 / NARROWEST  # in percent: labels that fit on a phone fit everywhere
-        width, side = LETTER * len(point.label) * pixel, 10 * pixel
-        sides = [(x + side, x + side + width, "start"), (x - side - width, x - side, "end")]
-        for label_y, (left, right, anchor) in product((y + 4, y + 17, y - 9, y + 30), sides):
-            if not point.label or left < x_scale.start or right > 100 or label_y > PLOT_HEIGHT:
-                continue
-            if all(
-                right < other_left or other_right < left or abs(label_y - other_y) >= 13
-                for other_left, other_right, other_y in occupied
-            ):
-                occupied.append((left, right, label_y))
-                shift = 10 if anchor == "start" else -10
-                labels.append(_text(x, label_y, point.label, anchor, shift=shift))
-                break
+        width = LETTER * len(point.label)
+        heights = [h for h in (y + 4, y + 17, y - 9, y + 30) if h <= PLOT_HEIGHT]
+        sides = (10, -10 - width)
+        boxes = [_Box(x, left, left + width, h) for h, left in product(heights, sides)]
+        free = (
+            box
+            for others in ([*occupied, *covered], occupied)
+            for box in boxes
+            if box.is_inside(x_scale.start) and not any(map(box.touches, others))
+        )
+        if point.label and (found := next(free, None)):
+            occupied.append(found)
+            anchor, shift = ("start", 10) if found.left > 0 else ("end", -10)
+            labels.append(_text(x, found.height, point.label, anchor, shift=shift))
     return marks + labels  # a label is never below a mark
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """A place of 13 pixels in height at `x` percent of the width, from `left` to `right` pixels."""
+
+    x: float
+    left: float
+    right: float
+    height: float
+    """Base line of a text."""
+
+    def is_inside(self, start: float) -> bool:
+        """Return whether a place begins after `start` percent and ends on the narrowest page."""
+        pixel = 100 / NARROWEST
+        return self.x + self.left * pixel >= start and self.x + self.right * pixel <= 100
+
+    def touches(self, other: _Box) -> bool:
+        """Return whether two places overlap on a page of any width."""
+        if abs(self.height - other.height) >= 13:
+            return False
+        apart = self.x - other.x
+        return any(
+            apart * width / 100 + self.left <= other.right
+            and apart * width / 100 + self.right >= other.left
+            for width in WIDTHS
+        )
 
 
 def _mark(x: float, y: float, css: str, kind: int) -> str:

@@ -51,5 +51,5 @@ def _whole_options(text: str) -> Markup:
 
 
 def _unbroken(text: str) -> str:
-    """Return text in which no line ends between a number and its unit."""
-    return re.sub(r"(?<=\d) (?=(%|dB|ms|MB|GB|points?)(\W|$))", "\u00a0", text)
+    """Return text in which no line ends between a number and its unit, or the sign before it."""
+    return re.sub(r"(?<=\d) (?=(%|dB|ms|MB|GB|points?)(\W|$))|(?<=<) (?=\d)", "\u00a0", text)

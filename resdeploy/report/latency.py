@@ -33,7 +33,7 @@ def benchmark_summary(result: Benchmark) -> str:
     graph = graph_name(fastest.precision, fastest.encoding)
     which = "The fastest contender is" if is_surely else "Most images per second:"
     is_noisy = any((t.speedup_high or 0.0) > 2 * (t.speedup_low or 0.0) for t in result.results)
-    noise = " Intervals are wider than a factor of 2, so measure again on an idle machine."
+    noise = " An interval is wider than a factor of 2, so measure again on an idle machine."
     return (
         f"{which} {fastest.contender} with {graph}: {fastest.p50_ms:.2f} ms"
         f"{gain}; batch {fastest.batch}, {plural(fastest.threads, 'thread')}."

@@ -50,6 +50,13 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
         "more is worse. The "
         f"{len(names)} noisiest are highlighted."
         + (
+            " In float in: the search for the target keeps these layers in float in these graphs, "
+            "because in INT8 they lose the most accuracy for the time that they save. It may keep "
+            "additions in float, too, which this table does not have."
+            if float_head
+            else ""
+        )
+        + (
             f" Time: share of the time of all layers of {times.graph}, for one image on all cores, "
             "from ONNX Runtime's profile."
             if times
@@ -80,24 +87,9 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
         html_only=True,
     )
     plots = [_noise(graph, noisiest)] if noisiest else []
-    lines = [*remedy_lines(analysis.remedy), *float_lines(analysis.layers)]
-    texts = tuple(Text(text=line) for line in lines)
+    texts = tuple(Text(text=line) for line in remedy_lines(analysis.remedy))
     histograms = [_histogram(graph, values) for values in analysis.histograms]
     return (*texts, *plots, table, *histograms)
-
-
-def float_lines(layers: Sequence[LayerCost]) -> list[str]:
-    """Return a sentence for each graph that keeps layers in float, with the reason."""
-    lines = []
-    for encoding in dict.fromkeys(value for layer in layers for value in layer.in_float):
-        kept = [layer.name for layer in layers if encoding in layer.in_float]
-        names = _some_names(kept)
-        lines.append(
-            f"{_graph_names([encoding])}.onnx keeps {len(kept)} of {plural(len(layers), 'layer')} "
-            f"in float ({names}): the search for the target chose them, because in INT8 "
-            "they lose the most accuracy for the time that they save."
-        )
-    return lines
 
 
 def _some_names(layers: Sequence[str]) -> str:
@@ -191,8 +183,9 @@ def _noise(graph: str, layers: Sequence[LayerCost]) -> Figure:
             axis="noise, in % of the signal's power",
             description=f"Noise at the logits of {graph} by layer, in % of the signal's power.",
         ),
-        caption=f"The noisiest layers of {graph}, the INT8 graph of the bundle with the lowest "
-        "agreement on the golden images, or the lowest SQNR of equal ones. A longer bar is worse: "
+        caption=f"The noisiest layers of {graph}. It is the INT8 graph of the bundle with the "
+        "lowest agreement on the golden images, or the lowest SQNR of equal ones. A longer bar is "
+        "worse: "
         "noise at the logits, the network's outputs, when only the layer's input, or only its "
         "weights, are quantised, whichever is worse. Layers that share their input share its "
         "noise.",
@@ -219,8 +212,8 @@ def _histogram(graph: str, values: ActivationHistogram) -> Figure:
     has_clipped_bars = 'class="clipped"' in drawing
     return Figure(
         svg=drawing,
-        caption=f"Activations of {values.tensor} on the calibration images, which have much of the "
-        f"quantisation noise of {graph}. {ranges[0].upper()}{ranges[1:]}.",
+        caption=f"Activations of {values.tensor} on the calibration images. Their quantisation "
+        f"causes much of the noise of {graph}. {ranges[0].upper()}{ranges[1:]}.",
         legend=(
             ("mark0", f"quantisation range{clipped}"),
             *((("clipped", "clipped values"),) if has_clipped_bars else ()),

@@ -12,7 +12,7 @@ from resdeploy.bundle.file_check import check_files
 from resdeploy.bundle.manifest import ExportWarning, Manifest
 from resdeploy.bundle.quality import grouped_by_hint, named_warnings, open_warnings
 from resdeploy.filesystem import refuse_existing_file, write_file
-from resdeploy.pages.blocks import Page
+from resdeploy.pages.blocks import Page, Section
 from resdeploy.pages.markdown import to_markdown
 from resdeploy.pages.template import to_html
 from resdeploy.readable_text import readable
@@ -172,16 +172,29 @@ def make_page(inputs: ReportInputs) -> Page:
                 for line in export_summary(bundle.manifest, bundle.name if bundles[1:] else "")
             ),
         ),
-        sections=(
-            *map(comparison_section, inputs.comparisons),
-            *map(verification_section, inputs.verifications),
-            *(
-                benchmark_section(result, alone=len(inputs.benchmarks) == 1)
-                for result in inputs.benchmarks
-            ),
-            *bundle_sections(bundles, timed=bool(inputs.benchmarks or inputs.comparisons)),
-            origin_section(environments),
+        sections=_distinct(
+            [
+                *map(comparison_section, inputs.comparisons),
+                *map(verification_section, inputs.verifications),
+                *(
+                    benchmark_section(result, alone=len(inputs.benchmarks) == 1)
+                    for result in inputs.benchmarks
+                ),
+                *bundle_sections(bundles, timed=bool(inputs.benchmarks or inputs.comparisons)),
+                origin_section(environments),
+            ]
         ),
+    )
+
+
+def _distinct(sections: Sequence[Section]) -> tuple[Section, ...]:
+    """Return sections with a number in titles that several of them have."""
+    titles = [section.title for section in sections]
+    return tuple(
+        replace(section, title=f"{section.title} ({titles[: index + 1].count(section.title)})")
+        if titles.count(section.title) > 1
+        else section
+        for index, section in enumerate(sections)
     )
 
 

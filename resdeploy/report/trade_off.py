@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from resdeploy.bundle.calibration_record import TradeOffPoint
 from resdeploy.bundle.manifest import Encoding, Precision, graph_name
-from resdeploy.pages.blocks import Block, Figure, Table
+from resdeploy.pages.blocks import Block, Figure, Table, Text
 from resdeploy.pages.svg import PlotPoint, scatter
 from resdeploy.tables import NONE, percentage, plural, signed
 
@@ -65,7 +65,21 @@ def _blocks(points: Sequence[TradeOffPoint], costs: _Costs) -> list[Block]:
     blocks: list[Block] = []
     if len({_cost(point) for point in points}) > 1 < len({_agreement(point) for point in points}):
         blocks.append(_plot(points, costs))
-    return [*blocks, _table(points, costs)]
+    return [*blocks, _table(points, costs), *_slower(points)]
+
+
+def _slower(points: Sequence[TradeOffPoint]) -> list[Text]:
+    """Return a sentence if the search made the INT8 graph for CPUs as slow as FP32."""
+    times = {point.encoding: point.p50_ms or 0.0 for point in points if point.chosen}
+    fp32, int8 = times.get(Encoding.FLOAT), times.get(Encoding.CPU)
+    if not fp32 or not int8 or int8 < fp32:
+        return []
+    return [
+        Text(
+            text="With so many layers in float, int8-cpu.onnx was not faster than fp32.onnx "
+            f"({int8:.2f} and {fp32:.2f} ms)."
+        )
+    ]
 
 
 def _plot(points: Sequence[TradeOffPoint], costs: _Costs) -> Figure:
@@ -114,7 +128,7 @@ def _table(points: Sequence[TradeOffPoint], costs: _Costs) -> Table:
                 percentage(_agreement(point), 2),
                 percentage(_cost(point)) if point.p50_ms is None else f"{point.p50_ms:.2f} ms",
                 *((_drop(point),) if drop_known else ()),
-                f"{point.images:,}",
+                NONE if point.encoding is Encoding.FLOAT else f"{point.images:,}",
             )
             for number, point in enumerate(points, 1)
         ),

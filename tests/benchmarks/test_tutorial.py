@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from benchmarks.tutorial import BLOCK, COLUMNS, TUTORIAL, fill_outputs, wrap_messages
+from benchmarks.tutorial import BLOCK, COLUMNS, DATE, TUTORIAL, fill_outputs, wrap_messages
 
 
 def test_each_command_of_the_tutorial_has_its_output() -> None:
@@ -24,6 +25,13 @@ def test_the_output_of_a_command_is_written_below_it(tmp_path: Path) -> None:
     assert filled.startswith("a\n\n<!-- run -->\n```\n$ resdeploy --version\nresdeploy, version ")
     assert filled.endswith("\n```\n\nb\n")
     assert fill_outputs(filled, tmp_path) == filled
+
+
+def test_the_page_has_the_date_of_its_outputs(tmp_path: Path) -> None:
+    today = datetime.now(UTC).date().isoformat()
+    filled = fill_outputs("The outputs were written on 2020-01-31, here.", tmp_path)
+    assert filled == f"The outputs were written on {today}, here."
+    assert DATE.search(TUTORIAL.read_text(encoding="utf-8"))
 
 
 def test_a_command_that_fails_ends_the_generator(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from resdeploy.tables import factor, percentage, plural, signed, two_digits
     ("count", "text"),
     [
         (0, "0 images"), (1, "1 image"), (1.0, "1 image"), (2, "2 images"), (0.5, "0.5 images"),
-        (1_234_567, "1234567 images"),
+        (1_234_567, "1,234,567 images"),
     ],
 )  # fmt: skip
 def test_a_count_has_all_its_digits(count: float, text: str) -> None:

@@ -84,7 +84,7 @@ def test_the_counts_are_one_line_with_the_most_frequent_endings_first(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert passed_over_text({".gif": 1}) == "1 file (.gif 1)"
-    assert passed_over_text({".gif": 1, ".tif": 1200}) == "1201 files (.tif 1200, .gif 1)"
+    assert passed_over_text({".gif": 1, ".tif": 1200}) == "1,201 files (.tif 1,200, .gif 1)"
     many = {f".{number}": 1 for number in range(9)}
     assert passed_over_text(many).endswith(".5 1, others)")
     with caplog.at_level(logging.WARNING, "resdeploy"):

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from resdeploy.pages.svg import (
     GUTTER,
     LEFT,
+    LETTER,
     LONGEST_LABEL,
+    NARROWEST,
     PLOT_HEIGHT,
     RIGHT,
     AxisScale,
@@ -102,6 +104,27 @@ def test_a_long_label_keeps_its_end() -> None:
     )
     assert len(label) == LONGEST_LABEL
     assert name.endswith(label[1:])
+
+
+@pytest.mark.parametrize("width", [NARROWEST, 900])
+def test_a_label_covers_no_mark(width: int) -> None:
+    points = [PlotPoint(0.48, 98, "1"), PlotPoint(0.658, 99.5, "2"), PlotPoint(0.664, 99.5, "3"),
+              PlotPoint(0.9, 98.6, "4")]  # fmt: skip
+    drawing = ET.fromstring(scatter(points, x_label="x", y_label="y", description="d"))
+    labels = {part.text: part.attrib for part in drawing if part.tag == "text" and part.text}
+    marks = [part.attrib for part in drawing if part.tag == "circle"]
+    for label in (labels[point.label] for point in points):
+        x = float(label["x"][:-1]) * width / 100 + float(label["dx"])
+        middle = x + LETTER / 2 * (1 if label["text-anchor"] == "start" else -1)
+        for mark in marks:
+            beside = abs(middle - float(mark["cx"][:-1]) * width / 100) >= LETTER / 2 + 5
+            assert beside or abs(float(label["y"]) - 4 - float(mark["cy"])) >= 9
+
+
+def test_small_numbers_have_no_exponent() -> None:
+    assert [short_number(value) for value in (5e-5, 1.5e-4, 0.25, 2e4, 3e9)] == [
+        "0.00005", "0.00015", "0.25", "20k", "3G",
+    ]  # fmt: skip
 
 
 def test_an_axis_ends_at_the_largest_possible_value() -> None:

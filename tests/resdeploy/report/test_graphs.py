@@ -8,7 +8,7 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.calibration_record import Score, TradeOffPoint
 from resdeploy.bundle.manifest import Encoding, Manifest, Quality, QualityOrigin
 from resdeploy.json_documents import jsonable
-from resdeploy.pages.blocks import Figure, Table
+from resdeploy.pages.blocks import Figure, Table, Text
 from resdeploy.report.contents import BundleContents, bundle_sections
 from resdeploy.report.graphs import export_summary
 from resdeploy.report.trade_off import trade_off_blocks
@@ -118,12 +118,23 @@ def test_every_point_of_the_trade_off_has_its_number_in_the_table() -> None:
     assert isinstance(figure, Figure)
     assert isinstance(table, Table)
     assert [(row[0], row[-1]) for row in table.rows] == [
-        ("1: int8-cpu.onnx", "256"), ("2: fp32.onnx", "128"), ("3: all in INT8", "128"),
+        ("1: int8-cpu.onnx", "256"), ("2: fp32.onnx", "-"), ("3: all in INT8", "128"),
         ("4: 2 layers in float", "128"),
     ]  # fmt: skip
     for number in "1234":
         assert f">{number}</text>" in figure.svg
     assert "dark" not in figure.caption  # a border is light on a dark page
+
+
+def test_an_int8_graph_that_is_not_faster_than_fp32_is_named() -> None:
+    slow = (
+        point(Encoding.FLOAT, (), 5.5, chosen=True),
+        point(Encoding.CPU, ("a",), 6.3, chosen=True),
+    )
+    assert trade_off_blocks(slow)[-1] == Text(
+        text="With so many layers in float, int8-cpu.onnx was not faster than fp32.onnx (6.30 and "
+        "5.50 ms)."
+    )
 
 
 def test_a_graph_without_an_agreement_has_only_a_latency(tiny_bundle: Bundle) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import MANIFEST
 from resdeploy.json_documents import jsonable
 from resdeploy.pages.template import to_html
 from resdeploy.report.report import report
@@ -49,12 +51,21 @@ def documents(
 
 @pytest.fixture(scope="module")
 def paths(
-    documents: dict[str, Any], image_data: Path, tmp_path_factory: pytest.TempPathFactory
+    documents: dict[str, Any],
+    tiny_bundle: Bundle,
+    image_data: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
-    """Return a page of each kind."""
+    """Return a page of each kind; that of a comparison has both bundles, and two verifications."""
     folder = tmp_path_factory.mktemp("pages")
     (folder / "comparison.json").write_text(json.dumps(jsonable(comparison())))
-    report([str(folder / "comparison.json")], output=folder / "comparison.html", markdown=False)
+    other = Path(shutil.copytree(tiny_bundle.path, folder / "other.bundle"))
+    manifest = json.loads((other / MANIFEST).read_text())
+    manifest["artifacts"][0]["parity"]["max_error"] *= 2  # so that its tables are not the same
+    (other / MANIFEST).write_text(json.dumps(manifest))
+    verified = str(documents["path"].parent / "verification.json")
+    sources = [str(tiny_bundle.path), str(other), str(folder / "comparison.json"), *[verified] * 2]
+    report(sources, output=folder / "comparison.html", markdown=False)
     (folder / "training.html").write_bytes(to_html(page_of_a_run(image_data)))
     others = {kind: folder / f"{kind}.html" for kind in KINDS[1:]}
     return {"report": documents["path"], **others}

@@ -1,0 +1,19 @@
+"""Tests of the HTML that a page becomes."""
+
+from __future__ import annotations
+
+from resdeploy.pages.blocks import Page, Section, Table
+from resdeploy.pages.template import to_html
+
+
+def test_no_line_ends_between_a_number_and_its_sign_or_its_unit() -> None:
+    page = Page(title="t", summary=("cat (< 1 %), 12 dB in 3 files",), sections=())
+    assert "<li>cat (&lt;\u00a01\u00a0%), 12\u00a0dB in 3 files</li>" in to_html(page).decode()
+
+
+def test_tables_of_two_sections_have_distinct_names() -> None:
+    table = Table(caption="Files. All are the same.", head=("a",), rows=(("1",),))
+    sections = tuple(Section(title=f"Graphs of {name}", blocks=(table,)) for name in "ab")
+    text = to_html(Page(title="t", summary=(), sections=sections)).decode()
+    for name in "ab":
+        assert text.count(f'aria-label="Graphs of {name}: Files"') == 1
