@@ -339,7 +339,7 @@ def calibration_lines(record: CalibrationRecord | None) -> list[str]:
         for kind, name in record.method.items()
     )
     count = len({score.calibrator for score in record.scores})
-    how = f" (the highest SQNR of {count} rules on {record.scoring_images} further images)"
+    how = f" (the highest score of {count} rules on {record.scoring_images} further images)"
     lines = [
         f"calibrated on {record.images} images; rule for the INT8 ranges: {chosen}"
         f"{how if count else ''}"
