@@ -48,6 +48,22 @@ def sqnr_db(reference: FloatArray, logits: FloatArray) -> npt.NDArray[np.float64
     return np.asarray(10 * np.log10(ratio), dtype=np.float64)
 
 
+def kl_divergence(reference: FloatArray, logits: FloatArray) -> npt.NDArray[np.float64]:
+    """Return the Kullback-Leibler divergence (N,) of each image's probabilities, in nats.
+
+    It is the sum of p log(p / q), with p the softmax of the reference's logits (N, K) and q the
+    softmax of `logits`: the expected loss of log-likelihood if p are the true probabilities.
+    """
+    exact, noisy = _log_softmax(reference), _log_softmax(logits)
+    found = np.sum(np.exp(exact) * (exact - noisy), axis=1)
+    return np.asarray(np.maximum(found, 0.0), dtype=np.float64)  # never negative but for rounding
+
+
+def _log_softmax(logits: FloatArray) -> npt.NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
 def agreement_percent(reference: FloatArray, logits: FloatArray) -> float:
     """Return the percentage of images with the same predicted class, from logits (N, K)."""
     return float(100 * np.mean(reference.argmax(axis=1) == logits.argmax(axis=1)))

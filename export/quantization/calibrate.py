@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from resdeploy.bundle.calibration_record import ClassBalance, Score
+from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.calibrators import CALIBRATORS
 from resdeploy.calibration.equalization_factors import channel_factors
@@ -37,7 +38,7 @@ from resdeploy.export.quantization.simulate import batch_size, run_graph
 from resdeploy.export.source.network import CheckpointNetwork
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Advance, Progress, counted
-from resdeploy.statistics import agreement_percent, sqnr_db
+from resdeploy.statistics import agreement_percent, kl_divergence, sqnr_db
 from resdeploy.tables import plural
 
 logger = logging.getLogger(__name__)
@@ -331,20 +332,26 @@ def _score(
         for recipe in recipes:
             quantised = recipe.apply(model, half=False, weights=weights)
             logits = run_graph(quantised, backends[recipe.encoding], images)
-            ratios = sqnr_db(reference, logits)
-            scores.append(
-                Score(
-                    calibrator=recipe.calibrator,
-                    encoding=recipe.encoding,
-                    agreement=agreement_percent(reference, logits),
-                    sqnr_db=float(np.median(ratios)),
-                    sqnr_db_p5=float(np.percentile(ratios, 5)),
-                )
-            )
+            scores.append(score_logits(recipe, reference, logits))
             advance(1)
             if len(scores) == 1:
                 _announce(rules, len(images), (time.monotonic() - start) * len(recipes))
     return tuple(scores)
+
+
+def score_logits(
+    recipe: QuantizationRecipe, reference: Float32Array, logits: Float32Array
+) -> Score:
+    """Return the score of a graph from its logits and those of FP32, both (N, K)."""
+    ratios = sqnr_db(reference, logits)
+    return Score(
+        calibrator=recipe.calibrator,
+        encoding=recipe.encoding,
+        agreement=agreement_percent(reference, logits),
+        sqnr_db=float(np.median(ratios)),
+        sqnr_db_p5=float(np.percentile(ratios, 5)),
+        divergence=float(np.mean(kl_divergence(reference, logits))),
+    )
 
 
 def _announce(rules: int, images: int, seconds: float) -> None:

@@ -187,11 +187,11 @@ def _scores(record: CalibrationRecord, encoding: Encoding, *, explained: bool) -
     return Table(
         caption=f"Calibrators of {_int8_file(encoding)} on {record.scoring_images} further images, "
         "which only choose the calibrator. The bundle has the one with the highest score, the sum "
-        "of SQNR and SQNR p5. "
+        "of SQNR, SQNR p5 and -10 log10 of the divergence. "
         "Agreement is too coarse for this choice (one image is "
         f"{percentage(100 / max(record.scoring_images, 1))}); it decides only between equal "
         f"scores.{words}",
-        head=("calibrator", "score", "agreement", "SQNR", "SQNR p5"),
+        head=("calibrator", "score", "agreement", "SQNR", "SQNR p5", "divergence"),
         rows=tuple(
             (
                 score.calibrator,
@@ -199,6 +199,7 @@ def _scores(record: CalibrationRecord, encoding: Encoding, *, explained: bool) -
                 percentage(score.agreement),
                 f"{score.sqnr_db:.1f} dB",
                 f"{score.sqnr_db_p5:.1f} dB",
+                two_digits(score.divergence),
             )
             for score in scores
         ),
@@ -218,7 +219,9 @@ def _calibrators_text(record: CalibrationRecord) -> str:
         "A calibrator is the rule that chooses the range of values that the 256 steps of INT8 "
         f"cover. {'; '.join(map(explain_calibrator, names.values()))}. SQNR: "
         "signal-to-quantisation-noise ratio of the logits (more is better), the median over the "
-        "images; p5: its 5th percentile, which shows the worst images."
+        "images; p5: its 5th percentile, which shows the worst images; divergence: "
+        "Kullback-Leibler divergence of the probabilities from FP32's (less is better), the mean "
+        "over the images."
     )
 
 

@@ -17,6 +17,7 @@ from resdeploy.statistics import (
     compare_accuracy,
     images_for_verdict,
     interval_verdict,
+    kl_divergence,
     median_interval,
     pair_predictions,
     ratio_interval,
@@ -55,6 +56,18 @@ def test_sqnr_is_computed_per_image() -> None:
 def test_sqnr_is_capped_if_nothing_differs(scale: float) -> None:
     logits = np.full((2, 3), scale, dtype=np.float32)
     assert sqnr_db(logits, logits) == pytest.approx([200.0, 200.0])
+
+
+@pytest.mark.parametrize("shift", [0.0, -1e4, 1e4])
+def test_divergence_is_that_of_the_probabilities(shift: float) -> None:
+    generator = np.random.default_rng(0)
+    reference, logits = generator.normal(0, 3, (2, 5, 10))
+    exact, noisy = (np.exp(values) / np.exp(values).sum(1, keepdims=True)
+                    for values in (reference, logits))  # fmt: skip
+    found = kl_divergence(reference, logits + shift)  # a shift changes no probability
+    assert found == pytest.approx(stats.entropy(exact, noisy, axis=1))
+    assert kl_divergence(reference, reference + shift) == pytest.approx(np.zeros(5), abs=1e-9)
+    assert (kl_divergence(reference, reference + shift) >= 0).all()
 
 
 def test_sqnr_of_zeros_is_finite() -> None:

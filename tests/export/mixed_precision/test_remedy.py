@@ -47,7 +47,14 @@ def record_of(
     bundle: Bundle, calibrators: Sequence[str] = ("max", "mse"), images: int = 512
 ) -> CalibrationRecord:
     scores = (
-        Score(calibrator=name, encoding=Encoding.CPU, agreement=9, sqnr_db=9, sqnr_db_p5=9)
+        Score(
+            calibrator=name,
+            encoding=Encoding.CPU,
+            agreement=9,
+            sqnr_db=9,
+            sqnr_db_p5=9,
+            divergence=9,
+        )
         for name in calibrators
     )
     record = calibration_record(bundle.manifest)

@@ -22,9 +22,10 @@ from resdeploy.export.quantization.calibrate import (
     LEARNED,
     calibrate,
     calibrators_named,
+    score_logits,
     with_dla,
 )  # fmt: skip
-from resdeploy.export.quantization.recipe import encode_recipes
+from resdeploy.export.quantization.recipe import QuantizationRecipe, encode_recipes
 from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.quantization.simulate import batch_size
 from resdeploy.images.folder import find_images
@@ -92,6 +93,22 @@ def test_auto_scores_every_calibrator_for_each_encoding_and_takes_the_best(sourc
         own = {s.calibrator: s.merit for s in calibration.scores if s.encoding is encoding}
         assert set(own) == set(CALIBRATORS)
         assert own[calibration.recipes[encoding].calibrator] == max(own.values())
+
+
+def test_clipped_confident_images_count_more_than_a_few_decibels() -> None:
+    recipe = QuantizationRecipe(encoding=Encoding.CPU, calibrator="max", ranges={})
+    generator = np.random.default_rng(0)
+    reference = generator.normal(0, 1, (128, 10)).astype(np.float32)
+    reference[:4, 0] += 12  # a probability of nearly 1
+    noise = generator.normal(0, 1, reference.shape).astype(np.float32)
+    clipped = (reference + 0.02 * noise).astype(np.float32)
+    clipped[:4] = np.clip(reference[:4], -3, 3)
+    accurate, rough = (
+        score_logits(recipe, reference, logits.astype(np.float32))
+        for logits in (clipped, reference + 0.03 * noise)
+    )
+    assert accurate.sqnr_db + accurate.sqnr_db_p5 > rough.sqnr_db + rough.sqnr_db_p5 + 5
+    assert accurate.merit < rough.merit
 
 
 @pytest.mark.parametrize("limit", [0.0, 1000.0])

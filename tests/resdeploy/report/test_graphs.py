@@ -61,10 +61,11 @@ def test_each_table_of_graphs_has_one_set_of_images(tiny_bundle: Bundle) -> None
 def test_the_chosen_calibrator_is_the_first_by_the_rule_in_the_caption(
     tiny_bundle: Bundle,
 ) -> None:
-    def score(name: str, agreement: float, sqnr_db: float, p5: float) -> Score:
+    def score(name: str, agreement: float, sqnr_db: float, p5: float, divergence: float) -> Score:
         return Score(
-            calibrator=name, encoding=Encoding.DLA, agreement=agreement, sqnr_db=sqnr_db,
-            sqnr_db_p5=p5,
+            calibrator=name, encoding=Encoding.DLA, agreement=agreement,
+            sqnr_db=sqnr_db,
+            sqnr_db_p5=p5, divergence=divergence,
         )  # fmt: skip
 
     calibration = dict(tiny_bundle.manifest.calibration or {})
@@ -72,19 +73,22 @@ def test_the_chosen_calibrator_is_the_first_by_the_rule_in_the_caption(
     calibration["scoring_images"] = 128
     calibration["scores"] = [
         {
-            "calibrator": s.calibrator, "encoding": "dla", "agreement": s.agreement,
-            "sqnr_db": s.sqnr_db, "sqnr_db_p5": s.sqnr_db_p5,
+            "calibrator": s.calibrator, "encoding": "dla",
+            "agreement": s.agreement, "sqnr_db": s.sqnr_db, "sqnr_db_p5": s.sqnr_db_p5,
+            "divergence": s.divergence,
         }
-        for s in (score("max", 96.1, 14.0, 6.0), score("image-97", 95.3, 15.0, 6.5))
+        for s in (score("max", 96.1, 14.0, 6.0, 0.1), score("image-97", 95.3, 15.0, 6.5, 0.01))
     ]  # fmt: skip
     manifest = replace(tiny_bundle.manifest, calibration=calibration)
     (table,) = (t for t in tables_of(manifest) if t.caption.startswith("Calibrators"))
     assert "on 128 further images, which only choose the calibrator." in table.caption
     assert "max: the range of all values; image-97: the range that 97 % of" in table.caption
     assert "entropy" not in table.caption  # it was not tried
-    assert "highest score, the sum of SQNR and SQNR p5" in table.caption
+    assert (
+        "highest score, the sum of SQNR, SQNR p5 and -10 log10 of the divergence" in table.caption
+    )
     assert [row[:3] for row in table.rows] == [
-        ("image-97", "21.5", "95.3 %"), ("max", "20.0", "96.1 %"),
+        ("image-97", "41.5", "95.3 %"), ("max", "30.0", "96.1 %"),
     ]  # fmt: skip
     assert table.highlighted == {0}
 
