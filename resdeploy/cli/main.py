@@ -17,7 +17,7 @@ from resdeploy.cli.options.console import HELP, ReadableGroup
 
 NAMES = (
     "demo", "train", "inspect", "preprocess", "export", "build", "sign", "verify", "bench",
-    "compare", "report", "predict", "serve", "explain", "doctor",
+    "compare", "report", "predict", "score", "serve", "explain", "doctor",
 )  # fmt: skip
 
 

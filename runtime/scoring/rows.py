@@ -1,0 +1,64 @@
+"""Rows to score, and the content of their pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from resdeploy.errors import ImageError
+from resdeploy.runtime.scoring.storage import read_picture
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureRow:
+    """A picture of a folder, a tar file or a table of names."""
+
+    path: str
+    """Name in the result."""
+    place: str
+    """Path or URL of the picture, or of the tar file that holds it."""
+    label: str | None = None
+    """Name of the true class, if the source has one."""
+    offset: int | None = None
+    """Position in a tar file."""
+    size: int | None = None
+    """Size in a tar file, in bytes."""
+    stamp: str = ""
+    """What changes with the file: its size and its time, or its digest in a store."""
+
+    @property
+    def identity(self) -> str:
+        """What must be the same when a scoring is resumed."""
+        return "\0".join(
+            map(str, (self.path, self.place, self.label, self.offset, self.size, self.stamp))
+        )
+
+    def read(self) -> Path | bytes:
+        """Return the path of the picture, or its content.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        return read_picture(self.place, self.offset, self.size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentRow:
+    """A picture whose content stands in a table."""
+
+    path: str
+    label: str | None
+    content: bytes | None
+
+    def read(self) -> bytes:
+        """Return the content of the picture.
+
+        Raises:
+            ImageError: The table has none.
+        """
+        if not self.content:
+            raise ImageError(f"{self.path} is empty", "leave the row out, or write the picture")
+        return self.content
+
+
+Row = PictureRow | ContentRow
