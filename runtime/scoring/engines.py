@@ -112,13 +112,13 @@ def score_with_ray(
     """
     # Ray would report its use to its makers: https://docs.ray.io/en/latest/cluster/usage-stats.html
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is raised here, too
     with needs_extra():
         import ray.data
     items = [{"part": pickle.dumps(part)} for part in parts]
     if not items:
         return
     with _cluster(ray, options):
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports each execution
         ray.data.DataContext.get_current().enable_progress_bars = False
         cpus = int(ray.cluster_resources().get("CPU", 1))
         workers = options.workers or max(1, cpus // options.worker_cpus)
@@ -164,14 +164,18 @@ def _cluster(ray: Any, options: RayOptions) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # it reports each execution
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if options.address is None:
+        settings |= {
+            "address": "local", "num_cpus": available_cores(), "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }  # fmt: skip
+    else:
+        settings["address"] = options.address
     try:
-        if options.address is not None:
-            ray.init(address=options.address, log_to_driver=False)
-        else:
-            ray.init(
-                address="local", num_cpus=available_cores(), include_dashboard=False,
-                log_to_driver=False, object_store_memory=OBJECT_STORE_BYTES,
-            )  # fmt: skip
+        ray.init(**settings)
     except Exception as error:  # of many kinds
         raise DataError(
             f"no cluster of Ray can be reached: {one_line_reason(error)}",

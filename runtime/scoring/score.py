@@ -15,7 +15,6 @@ from resdeploy.file_locks import release_lock, take_lock
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import Environment, shown_path
 from resdeploy.result_files.scoring import ScoringReport
-from resdeploy.runtime.model import load
 from resdeploy.runtime.scoring.engines import (
     PartWriter,
     RayOptions,
@@ -86,7 +85,8 @@ def score_sources(
     asked = options.scorer
     with _locked(folder):
         found = read_job(folder, resume=options.resume)
-        engine = found.engine if found else _choose_engine(bundle, options)
+        scorer = Scorer(bundle, asked)
+        engine = found.engine if found else _choose_engine(scorer, options)
         job = ScoringJob(
             bundle_sha256=opened.digest, source_sha256=listed.digest, rows=listed.rows,
             parts=listed.parts, shard=options.shard, format=options.format.value, top=asked.top,
@@ -99,9 +99,9 @@ def score_sources(
             refuse_other_job(folder, found, job)
         records = complete_parts(folder)
         resumed = len(records)
-        chosen = replace(asked, backend=engine.backend, precision=engine.precision)
+        scorer.options = replace(asked, backend=engine.backend, precision=engine.precision)
         write = PartWriter(
-            scorer=Scorer(bundle, chosen), output=output, format=options.format,
+            scorer=scorer, output=output, format=options.format,
             bundle_sha256=opened.digest, outputs=dict(outputs), stops=options.stop_on_error,
         )  # fmt: skip
         again = SourceSummary()
@@ -155,17 +155,15 @@ def score_sources(
     )
 
 
-def _choose_engine(bundle: Path, options: ScoringOptions) -> EngineChoice:
+def _choose_engine(scorer: Scorer, options: ScoringOptions) -> EngineChoice:
     """Return the fastest engine that passes the golden check here; with GPUs, as asked for.
 
     Only the actors of a cluster have its GPUs.
     """
-    asked = options.scorer
     if options.ray is not None and options.ray.worker_gpus:
-        return EngineChoice(backend=asked.backend, precision=asked.precision)
-    with load(bundle, asked.backend, asked.precision, asked.threads) as model:
-        precision = model.artifact.precision.value
-        return EngineChoice(backend=model.backend.name, precision=precision)
+        return EngineChoice(backend=options.scorer.backend, precision=options.scorer.precision)
+    model = scorer.model
+    return EngineChoice(backend=model.backend.name, precision=model.artifact.precision.value)
 
 
 @contextmanager
