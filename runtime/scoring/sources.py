@@ -117,6 +117,8 @@ def list_parts(
                 reason = f"the sources have more than {MAX_LABELS:,} different classes"
                 raise DataError(reason, "name another column with --label-column")
     yield from part()
+    if not summary.rows:
+        raise DataError("the tables have no rows", "name tables with rows, or folders")
     summary.digest = digest.hexdigest()
 
 

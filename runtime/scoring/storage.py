@@ -122,11 +122,12 @@ def walk_store(url: str) -> Iterator[StoredFile]:
         DataError: The store refuses.
     """
     store, path = open_store(url)
+    top, path = url.rstrip("/"), path.rstrip("/")
     try:
         for folder, _, files in store.walk(path, detail=True):
+            place = f"{top}{folder.rstrip('/').removeprefix(path)}"  # with the protocol as given
             for name in sorted(files):
-                full = store.unstrip_protocol(f"{folder}/{name}")
-                yield StoredFile(full, _stored_stamp(files[name]))
+                yield StoredFile(f"{place}/{name}", _stored_stamp(files[name]))
             store.invalidate_cache(folder)  # the names of a million files
     except Exception as error:
         raise _failed(url, error, DataError) from error

@@ -94,7 +94,9 @@ class TableSlice:
         labels = batch.column(self.label).to_pylist() if self.label else [None] * len(batch)
         for index, (picture, path, label) in enumerate(zip(pictures, paths, labels)):
             inside = picture if isinstance(picture, dict) else {"bytes": picture}
-            name = path or inside.get("path") or f"{self.source}#{self.before + first + index}"
+            number = self.before + first + index
+            names = (path, inside.get("path"), f"{self.source}#{number}")
+            name = next(name for name in names if name not in (None, ""))
             yield ContentRow(
                 path=readable(str(name)), label=_label(label), content=inside.get("bytes")
             )
@@ -115,7 +117,13 @@ def table_rows(
         return
     with _parquet(source) as table:
         found = _columns(source, columns, table.schema_arrow)
-        if not _holds_content(source, table.schema_arrow.field(found.picture).type):
+        kind = table.schema_arrow.field(found.picture).type
+        if (holds_content := _holds_content(kind)) is None:
+            raise DataError(
+                f"the column of pictures in {source} has the type {kind}",
+                "name a column of texts or of binary contents with --column",
+            )
+        if not holds_content:
             batches = table.iter_batches(
                 NAMES_AT_ONCE, columns=[name for name in (found.picture, found.label) if name]
             )
@@ -197,7 +205,7 @@ def _csv_batches(source: str, columns: ColumnNames) -> Iterator[tuple[_Columns, 
         ):
             for batch in reader:
                 yield found, batch
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeError, pa.ArrowException) as error:
         reason = f"{source} cannot be read as CSV: {one_line_reason(error)}"
         raise DataError(reason, "write a UTF-8 file with a line of column names") from error
 
@@ -210,14 +218,19 @@ def _parquet(source: str) -> Iterator[Any]:
     try:
         with open_file(source) as stream, parquet.ParquetFile(stream) as table:
             yield table
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeError, pa.ArrowException) as error:
         reason = f"{source} cannot be read as Parquet: {one_line_reason(error)}"
         raise DataError(reason, "copy the file again, or write it again") from error
 
 
 def _columns(source: str, columns: ColumnNames, schema: pa.Schema) -> _Columns:
-    """Return the columns of a table that are named, or found by their usual names."""
-    picture = _column(source, columns.picture, PICTURE_COLUMNS, schema, "--column")
+    """Return the columns of a table that are named, or found by their usual names.
+
+    Contents come before names, which may be of files that are somewhere else.
+    """
+    contents = {field.name.lower() for field in schema if _holds_content(field.type)}
+    usual = sorted(PICTURE_COLUMNS, key=lambda name: name not in contents)
+    picture = _column(source, columns.picture, usual, schema, "--column")
     if picture is None:
         raise DataError(
             f"{source} has no column with a usual name of pictures, such as path, url or image; "
@@ -246,19 +259,19 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(readable, names[:20])) + (", ..." if len(names) > 20 else "")
 
 
-def _holds_content(source: str, kind: pa.DataType) -> bool:
+def _holds_content(kind: pa.DataType) -> bool | None:
+    """Return True for a type of contents, False for one of texts, None for another one."""
     from pyarrow import types
 
     if types.is_struct(kind):
         kind = next((field.type for field in kind if field.name == "bytes"), kind)
+    if types.is_dictionary(kind):
+        kind = kind.value_type
     if any(test(kind) for test in (types.is_binary, types.is_large_binary)):
         return True
     if any(test(kind) for test in (types.is_string, types.is_large_string)):
         return False
-    raise DataError(
-        f"the column of pictures in {source} has the type {kind}",
-        "name a column of texts or of binary contents with --column",
-    )
+    return None
 
 
 def _group_labels(table: Any, group: int, column: str | None) -> frozenset[str]:
