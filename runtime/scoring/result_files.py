@@ -43,10 +43,10 @@ def table_bytes(
         **{name: predictions[name] for name in after},
         "bundle_sha256": [bundle_sha256] * len(scores.paths),
     }
-    return _WRITERS[kind](columns, min(scores.indices.shape[1], len(labels)))
+    return _WRITERS[kind](columns, scores.indices.shape[1], len(labels))
 
 
-def _parquet(columns: Mapping[str, list[Any]], top: int) -> bytes:
+def _parquet(columns: Mapping[str, list[Any]], top: int, outputs: int) -> bytes:
     with needs_extra():
         import pyarrow as pa
         from pyarrow import parquet
@@ -60,10 +60,10 @@ def _parquet(columns: Mapping[str, list[Any]], top: int) -> bytes:
     return bytes(stream.getvalue())
 
 
-def _csv(columns: Mapping[str, list[Any]], top: int) -> bytes:
+def _csv(columns: Mapping[str, list[Any]], top: int, outputs: int) -> bytes:
     """Return rows in which the first class has the columns of `predict --csv`, and so on."""
     logits = columns.get("logits")
-    count = next((len(row) for row in logits or () if row is not None), 0)
+    count = outputs if logits else 0
     single = [name for name in columns if name not in (*LISTS, "logits")]
     ranks = [[f"{name}_{n}" if n > 1 else name for name in LISTS] for n in range(1, top + 1)]
     head = ["path", *ranks[0], *single[1:], *chain(*ranks[1:])]
@@ -83,12 +83,12 @@ def _csv(columns: Mapping[str, list[Any]], top: int) -> bytes:
     return stream.getvalue().encode()
 
 
-def _jsonl(columns: Mapping[str, list[Any]], top: int) -> bytes:
+def _jsonl(columns: Mapping[str, list[Any]], top: int, outputs: int) -> bytes:
     rows = (dict(zip(columns, values)) for values in zip(*columns.values()))
     return "".join(f"{one_line(row)}\n" for row in rows).encode()
 
 
-_WRITERS: Mapping[TableFormat, Callable[[Mapping[str, list[Any]], int], bytes]] = {
+_WRITERS: Mapping[TableFormat, Callable[[Mapping[str, list[Any]], int, int], bytes]] = {
     TableFormat.PARQUET: _parquet,
     TableFormat.CSV: _csv,
     TableFormat.JSONL: _jsonl,

@@ -56,9 +56,11 @@ class ContentRow:
         Raises:
             ImageError: The table has none.
         """
-        if not self.content:
-            raise ImageError(f"{self.path} is empty", "leave the row out, or write the picture")
-        return self.content
+        content = self.content  # frames mark missing values by NaN, too
+        if not isinstance(content, (bytes, bytearray, memoryview)) or not content:
+            hint = "leave the row out, or write the bytes of the picture"
+            raise ImageError(f"{self.path} has no content", hint)
+        return bytes(content)
 
 
 Row = PictureRow | ContentRow

@@ -185,7 +185,7 @@ def test_images_of_hugging_face() -> None:
     assert [row.read() for row in rows[:2]] == [b"1", b"2"]
     assert summary.labels == {"0", "1", "2"}
     for row in rows[2:]:
-        with pytest.raises(ImageError, match=f"{row.path} is empty"):
+        with pytest.raises(ImageError, match=f"{row.path} has no content"):
             row.read()
 
 
