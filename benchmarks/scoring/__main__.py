@@ -58,7 +58,9 @@ def main(
         generator = random.Random(0)
         for number in range(rounds):
             for name in generator.sample(list(CONTENDERS), len(CONTENDERS)):
-                seconds[name].append(run(name, bundle, pictures, work / f"{name}-{number}"))
+                seconds[name].append(
+                    time_contender(name, bundle, pictures, work / f"{name}-{number}")
+                )
                 click.echo(f"round {number + 1}, {name}: {seconds[name][-1]:.1f} s", err=True)
     bare = statistics.median(seconds["bare"])
     results = [
@@ -95,7 +97,7 @@ def make_pictures(folder: Path, size: tuple[int, int], rows: int) -> Path:
     return folder
 
 
-def run(name: str, bundle: Path, pictures: Path, output: Path) -> float:
+def time_contender(name: str, bundle: Path, pictures: Path, output: Path) -> float:
     """Run one contender in a process of its own; return its seconds."""
     command = [sys.executable, "-m", "benchmarks.scoring.contenders", name]
     done = subprocess.run(

@@ -20,7 +20,7 @@ from resdeploy.errors import DataError, ResdeployError, needs_extra, one_line_re
 from resdeploy.json_documents import decode, to_text
 from resdeploy.machine.device import available_cores
 from resdeploy.progress import Advance
-from resdeploy.runtime.scoring.job import PartRecord, part_record, write_part
+from resdeploy.runtime.scoring.job import PartRecord, part_record, save_part
 from resdeploy.runtime.scoring.result_files import TableFormat, table_bytes
 from resdeploy.runtime.scoring.rows import Row
 from resdeploy.runtime.scoring.scorer import Scorer
@@ -46,7 +46,7 @@ class RayOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartWriter:
-    """A function that scores a part, and writes its file and its record."""
+    """Function that scores a part, and writes its file and its record."""
 
     scorer: Scorer
     output: str
@@ -89,7 +89,7 @@ class PartWriter:
             first_failed=failed[0] if failed else None, engine=scores.engine,
             confusion=scores.confusion(self.outputs),
         )  # fmt: skip
-        write_part(OutputFolder(self.output), record, data)
+        save_part(OutputFolder(self.output), record, data)
         return record
 
 

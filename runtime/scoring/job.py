@@ -29,16 +29,16 @@ class EngineChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringJob:
-    """What a scoring computes from what; a resumed one must be the same."""
+    """Facts that must be the same when a scoring is resumed: bundle, sources and options."""
 
     bundle_sha256: str
     """SHA-256 of the manifest, which has those of all files of the bundle."""
     source_sha256: str
     """SHA-256 of the names and stamps of all rows."""
     rows: int
-    parts: int
     shard: int
     """Largest number of rows of a part."""
+    parts: int
     format: str
     top: int
     logits: bool
@@ -83,6 +83,7 @@ def read_job(output: OutputFolder, *, resume: bool) -> ScoringJob | None:
     """
     data = output.read(JOB, MAX_RECORD_BYTES)
     if data is None:
+        output.tidy_up(JOB)  # a run may have been killed while it wrote it
         if output.sizes():
             raise OutputError(
                 f"{output.name} has files, but no {JOB} of a scoring", "choose an empty folder"
@@ -120,7 +121,7 @@ def refuse_other_job(output: OutputFolder, found: ScoringJob, job: ScoringJob) -
             )
 
 
-def write_part(output: OutputFolder, record: PartRecord, data: bytes) -> None:
+def save_part(output: OutputFolder, record: PartRecord, data: bytes) -> None:
     """Write the file of a part, then its record.
 
     Raises:

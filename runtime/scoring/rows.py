@@ -24,11 +24,11 @@ class PictureRow:
     size: int | None = None
     """Size in a tar file, in bytes."""
     stamp: str = ""
-    """What changes with the file: its size and its time, or its digest in a store."""
+    """Size and time of the file, or its digest in a store; they change with the file."""
 
     @property
     def identity(self) -> str:
-        """What must be the same when a scoring is resumed."""
+        """Text that must be the same when a scoring is resumed."""
         return "\0".join(
             map(str, (self.path, self.place, self.label, self.offset, self.size, self.stamp))
         )

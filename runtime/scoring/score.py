@@ -43,7 +43,7 @@ SHARD = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringOptions:
-    """What is scored, and how the result is written."""
+    """Options of a scoring: columns of the sources, engine, form of the result."""
 
     scorer: ScorerOptions = field(default_factory=ScorerOptions)
     columns: ColumnNames = field(default_factory=ColumnNames)

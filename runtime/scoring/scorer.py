@@ -23,7 +23,7 @@ REMOTE_READERS = 16  # threads that wait for a store; of local files, as many as
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScorerOptions:
-    """What a scoring computes, and with which engine."""
+    """Predictions to compute, and the engine that computes them."""
 
     top: int = 5
     """Number of most likely classes."""
@@ -65,18 +65,26 @@ class Scores:
 
 
 class Scorer:
-    """A function from columns with pictures to columns with predictions.
+    """Function from columns with pictures to columns with predictions.
 
     It can be pickled, and loads the bundle at its first call, so that Ray, Daft, Spark or a process
     pool can send it to their workers and map it over batches.
 
-    Example: `Scorer("r34.bundle")({"path": ["a.jpg", "b.jpg"]})["label"]`.
+    Example: `Scorer("r34.bundle", top=3)({"path": ["a.jpg", "b.jpg"]})["label"]`.
     """
 
-    def __init__(self, bundle: str | Path, options: ScorerOptions | None = None) -> None:
-        """Name the folder of the bundle, which each worker must be able to read."""
+    def __init__(
+        self, bundle: str | Path, options: ScorerOptions | None = None, **settings: Any
+    ) -> None:
+        """Name the bundle and the fields of `ScorerOptions`.
+
+        Args:
+            bundle: The folder of the bundle, which each worker must be able to read.
+            options: The options; None to give them as `settings`.
+            **settings: Fields of `ScorerOptions`, such as `top`, `threads` and `backend`.
+        """
         self.bundle = Path(bundle)
-        self.options = options or ScorerOptions()
+        self.options = ScorerOptions(**settings) if options is None else options
         self._model: Model | None = None
 
     def __getstate__(self) -> dict[str, Any]:

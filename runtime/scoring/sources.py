@@ -60,7 +60,7 @@ class Part:
 
 @dataclass(slots=True, kw_only=True)
 class SourceSummary:
-    """What is known of all rows after they were listed once."""
+    """Counts and classes of all rows, after they were listed once."""
 
     rows: int = 0
     parts: int = 0

@@ -24,7 +24,7 @@ from resdeploy.errors import (
     one_line_reason,
     remedy_for,
 )
-from resdeploy.filesystem import new_file, open_regular
+from resdeploy.filesystem import new_file, open_regular, tidy_up
 from resdeploy.images.decode import MAX_IMAGE_BYTES
 
 LOCAL = "file://"
@@ -231,6 +231,11 @@ class OutputFolder:
         except Exception as error:
             raise _failed(f"{self.name}/{file}", error, OutputError) from error
         return data
+
+    def tidy_up(self, file: str) -> None:
+        """Remove what killed runs left beside a file, of which a store shows nothing."""
+        if self.local is not None:
+            tidy_up(self.local / file)
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Return the sizes of the files of the folder, or of one in it, by name; none if missing.

@@ -66,7 +66,7 @@ class TableSlice:
 
     @property
     def identity(self) -> str:
-        """What must be the same when a scoring is resumed."""
+        """Text that must be the same when a scoring is resumed."""
         place = (self.source, self.group, self.first, self.count)
         return "\0".join(map(str, (*place, self.picture, self.path, self.label, self.stamp)))
 

@@ -14,9 +14,7 @@ from resdeploy.bundle.manifest import Encoding, QualityOrigin
 from resdeploy.cli.export import remedy_line
 
 # A module that is None cannot be imported.
-WITHOUT_TORCH = (
-    "import sys; sys.modules['torch'] = None; from resdeploy.cli.main import main; main()"
-)
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from resdeploy.cli import main; main()"
 
 REMEDY = Remedy(
     encoding=Encoding.CPU, options=("--min-agreement 99",), images=128,
