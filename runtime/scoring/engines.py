@@ -71,14 +71,8 @@ class PartWriter:
                 advance(1)
 
         rows = part.rows if part.slice is None else part.slice.rows()
-        scores = self.scorer.score(counted(rows), remote=part.is_remote)
+        scores = self.scorer.score(counted(rows), remote=part.is_remote, stops=self.stops)
         failed = [path for path, error in zip(scores.paths, scores.errors) if error is not None]
-        if failed and self.stops:
-            reason = next(error for error in scores.errors if error is not None)
-            raise DataError(
-                f"stopped at the first picture that cannot be scored: {reason}",
-                "mend or remove it, and go on with --resume; or use --on-error record",
-            )
         labels = self.scorer.model.labels
         data = table_bytes(
             self.format, scores, labels, self.bundle_sha256, labelled=bool(self.outputs)

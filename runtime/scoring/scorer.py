@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from resdeploy.bundle.golden import Float32Array
+from resdeploy.errors import DataError
 from resdeploy.predictions import softmax
 from resdeploy.readable_text import readable
 from resdeploy.runtime.model import Model, load
@@ -134,15 +135,17 @@ class Scorer:
         passed_on = {name: list(column) for name, column in batch.items() if name != "bytes"}
         return {**passed_on, **prediction_columns(scores, self.model.labels)}
 
-    def score(self, rows: Iterable[Row], *, remote: bool = False) -> Scores:
+    def score(self, rows: Iterable[Row], *, remote: bool = False, stops: bool = False) -> Scores:
         """Return the predictions for rows, which are read and decoded while the engine computes.
 
         Args:
             rows: The rows, which are advanced as they are read.
             remote: True if pictures come from a store, for which more threads wait.
+            stops: True to raise an error at the first row that cannot be scored.
 
         Raises:
             BackendError, BundleError: As for a call.
+            DataError: A row cannot be scored, and `stops` is set.
         """
         model, top = self.model, min(self.options.top, len(self.model.labels))
         paths, labels = list[str](), list[str | None]()
@@ -157,6 +160,12 @@ class Scorer:
         readers = REMOTE_READERS if remote else None
         batch = self.options.batch
         for result in infer_pictures(model, pictures(), readers=readers, batch=batch):
+            if stops and result.error is not None:
+                raise DataError(
+                    f"stopped at the first picture that cannot be scored: {readable(result.error)}",
+                    "go on with --resume --on-error record, which writes the reason in its row; or "
+                    "mend it, and score into another folder",
+                )
             errors.append(None if result.error is None else readable(result.error))
             if result.logits is not None:
                 logits.append(result.logits)

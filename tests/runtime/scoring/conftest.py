@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from resdeploy.runtime.backends import registry
 from tests.fakes import colour_engine
+from tests.samples import write_images
 
 
 @pytest.fixture
@@ -19,9 +19,10 @@ def colours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def photos(image_data: Path, tmp_path: Path) -> Path:
-    """Return a folder with 8 pictures in each of the folders blue, green and red."""
-    return Path(shutil.copytree(image_data / "val", tmp_path / "photos"))
+def photos(tmp_path: Path) -> Path:
+    """Return a folder with 8 pictures in each of blue, green and red, none of the bundle's."""
+    write_images(tmp_path / "photos", 8, seed=2)
+    return tmp_path / "photos"
 
 
 @pytest.fixture

@@ -71,6 +71,6 @@ def test_the_accuracy_is_that_of_scikit_learn() -> None:
 def test_the_interval_is_that_of_wilson() -> None:
     found = scoring_accuracy([(0, 0, 90), (0, 1, 10)])
     assert found is not None
-    # Computed by hand: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n), p = 0.9, n = 100, z = 1.96.
+    # Computed by hand: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n), p = 0.9, n = 100.
     assert found.interval == pytest.approx((82.56, 94.48), abs=0.01)
     assert scoring_accuracy([]) is None

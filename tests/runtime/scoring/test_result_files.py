@@ -15,7 +15,7 @@ from resdeploy.runtime.scoring.result_files import TableFormat, table_bytes
 from resdeploy.runtime.scoring.scorer import Scores
 
 pytest.importorskip("pyarrow")
-from pyarrow import parquet  # noqa: E402
+from pyarrow import parquet
 
 LABELS = ('=SUM("red")', "blue, green", "café")
 
