@@ -13,7 +13,7 @@ import os
 import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from resdeploy.errors import DataError, ResdeployError, needs_extra, one_line_reason
@@ -25,7 +25,7 @@ from resdeploy.runtime.scoring.result_files import TableFormat, table_bytes
 from resdeploy.runtime.scoring.rows import Row
 from resdeploy.runtime.scoring.scorer import Scorer
 from resdeploy.runtime.scoring.sources import Part
-from resdeploy.runtime.scoring.storage import OutputFolder
+from resdeploy.runtime.scoring.storage import OutputFolder, absolute_name
 
 OBJECT_STORE_BYTES = 100 << 20  # of a cluster on this machine; only names and records travel
 
@@ -56,6 +56,11 @@ class PartWriter:
     """Output of the network for each true class; empty if there are none."""
     stops: bool = False
     """True to raise an error at the first row that cannot be scored."""
+
+    def absolute(self) -> PartWriter:
+        """Return the writer with absolute paths, which mean the same in another folder."""
+        scorer = Scorer(self.scorer.bundle.absolute(), self.scorer.options)
+        return replace(self, scorer=scorer, output=absolute_name(self.output))
 
     def __call__(self, part: Part, advance: Advance = lambda done: None) -> PartRecord:
         """Score a part.
@@ -109,9 +114,10 @@ def score_with_ray(
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is raised here, too
     with needs_extra():
         import ray.data
-    items = [{"part": pickle.dumps(part)} for part in parts]
+    items = [{"part": pickle.dumps(part.absolute())} for part in parts]
     if not items:
         return
+    write = write.absolute()
     with _cluster(ray, options):
         ray.data.DataContext.get_current().enable_progress_bars = False
         cpus = int(ray.cluster_resources().get("CPU", 1))

@@ -39,6 +39,8 @@ class PictureRow:
         Raises:
             ImageError: It cannot be read.
         """
+        if not self.place:
+            raise ImageError(f"{self.path} names no picture", "leave the row out, or name one")
         return read_picture(self.place, self.offset, self.size)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from resdeploy.bundle.bundle import open_bundle
-from resdeploy.errors import DataError, OutputError
+from resdeploy.errors import DataError, Interrupted, OutputError
 from resdeploy.file_locks import release_lock, take_lock
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import Environment, shown_path
@@ -112,7 +113,7 @@ def score_sources(
                 if part.number not in records:
                     yield part
 
-        with progress("score", listed.rows) as advance:
+        with progress("score", listed.rows) as advance, _resumable():
             advance(done)
             scored = (
                 score_locally(write, remaining(), advance)
@@ -121,17 +122,22 @@ def score_sources(
             )
             for record in scored:
                 records[record.number] = record
-        now = time.perf_counter()
+        seconds = time.perf_counter() - began
         if again.digest != listed.digest:
             raise DataError(
                 "the sources have changed while they were scored",
                 "score again into another folder, when nothing writes them any more",
             )
+        if missing := sorted(records.keys() - complete_parts(folder).keys()):
+            raise OutputError(
+                f"{records[missing[0]].file}, which a worker wrote, is not in {output} here",
+                "give a folder that all machines of the cluster share, or the URL of a store",
+            )
     ordered = [records[number] for number in sorted(records)]
-    known = scoring_accuracy(cell for record in ordered for cell in record.confusion)
-    engines: dict[str, int] = {}
+    accuracy = scoring_accuracy(cell for record in ordered for cell in record.confusion)
+    engines = Counter[str]()
     for record in ordered:
-        engines[record.engine] = engines.get(record.engine, 0) + record.rows
+        engines[record.engine] += record.rows
     manifest = opened.manifest
     return ScoringReport(
         output=output,
@@ -141,18 +147,29 @@ def score_sources(
         skipped=listed.skipped,
         parts=len(ordered),
         resumed_parts=resumed,
-        seconds=now - start,
-        rows_per_second=(listed.rows - done) / (now - began) if resumed < len(ordered) else None,
-        engines=engines,
+        seconds=time.perf_counter() - start,
+        rows_per_second=(listed.rows - done) / seconds if resumed < len(ordered) else None,
+        engines=dict(engines),
         bundle_sha256=opened.digest,
-        labels=tuple(labels) if known else (),
-        accuracy=known,
+        labels=tuple(labels) if accuracy else (),
+        accuracy=accuracy,
         environment=Environment.collect(
             model=manifest.model.get("name"),
             image_size=manifest.preprocessing.image_size,
             bundle=shown_path(bundle),
         ),
     )
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Say at an interrupt that complete files are kept."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        message = "interrupted: complete files are kept; the same command with --resume goes on"
+        logger.warning("%s", message)
+        raise Interrupted(message, 1) from stop
 
 
 def _choose_engine(scorer: Scorer, options: ScoringOptions) -> EngineChoice:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from resdeploy.errors import DataError, one_line_reason, remedy_for
@@ -18,6 +18,7 @@ from resdeploy.images.formats import SUFFIXES, PictureFilter, warn_passed_over
 from resdeploy.readable_text import readable
 from resdeploy.runtime.scoring.rows import PictureRow
 from resdeploy.runtime.scoring.storage import (
+    absolute_name,
     is_stored_folder,
     is_url,
     local_path,
@@ -57,6 +58,14 @@ class Part:
         """True if pictures come from a store, so that reading them means waiting."""
         return any(is_url(row.place) for row in self.rows)
 
+    def absolute(self) -> Part:
+        """Return the part with absolute paths, which mean the same in another folder."""
+        rows = tuple(
+            replace(row, place=absolute_name(row.place)) if row.place else row for row in self.rows
+        )
+        table = self.slice and replace(self.slice, place=absolute_name(self.slice.place))
+        return replace(self, rows=rows, slice=table)
+
 
 @dataclass(slots=True, kw_only=True)
 class SourceSummary:
@@ -68,8 +77,6 @@ class SourceSummary:
     """Number of files in folders that are hidden or no pictures."""
     labels: set[str] = field(default_factory=set)
     """Names of the true classes."""
-    labelled: int = 0
-    """Number of rows with a true class."""
     digest: str = ""
     """SHA-256 of the names, places, classes and stamps of all rows."""
 
@@ -104,11 +111,9 @@ def list_parts(
             if isinstance(item, TableSlice):
                 yield from part()
                 summary.labels |= item.labels
-                summary.labelled += item.count if item.labels else 0
                 yield from part(item)
                 continue
             if item.label is not None:
-                summary.labelled += 1
                 summary.labels.add(item.label)
             rows.append(item)
             if len(rows) == size:

@@ -46,6 +46,11 @@ def local_path(name: str) -> Path:
     return Path(name.removeprefix(LOCAL))
 
 
+def absolute_name(name: str) -> str:
+    """Return a URL as it is, and a local name as an absolute path."""
+    return name if is_url(name) else str(local_path(name).absolute())
+
+
 def open_store(url: str) -> tuple[Any, str]:
     """Return the file system of a store, of fsspec, and the path in it.
 

@@ -49,6 +49,9 @@ class TableSlice:
     """Rows of a Parquet file that holds the contents of its pictures."""
 
     source: str
+    """Name in the result."""
+    place: str
+    """Path or URL of the file."""
     group: int
     """Number of the row group."""
     before: int
@@ -78,7 +81,7 @@ class TableSlice:
         """
         columns = [name for name in (self.picture, self.path, self.label) if name is not None]
         end, position = self.first + self.count, 0
-        with _parquet(self.source) as table:
+        with _parquet(self.place) as table:
             batches = table.iter_batches(BATCH_ROWS, row_groups=[self.group], columns=columns)
             for batch in batches:
                 start, stop = max(self.first - position, 0), min(end - position, len(batch))
@@ -137,7 +140,7 @@ def table_rows(
             labels = _group_labels(table, group, found.label)
             for first in range(0, rows, size):
                 yield TableSlice(
-                    source=source, group=group, before=before, first=first,
+                    source=source, place=source, group=group, before=before, first=first,
                     count=min(size, rows - first), picture=found.picture,
                     path=None if path == found.picture else path, label=found.label,
                     labels=labels, stamp=stamp,
@@ -160,9 +163,12 @@ def _named_rows(
         labels = batch.column(columns.label).to_pylist() if columns.label else [None] * len(names)
         for name, label in zip(names, labels):
             row += 1
-            if not name:
-                raise DataError(f"row {row} of {source} names no picture", "leave such rows out")
-            place = str(name)
+            place = str(name or "")
+            if not place:  # an error of this row
+                yield PictureRow(
+                    path=readable(f"{source}#{row - 1}"), place="", label=_label(label), stamp=stamp
+                )
+                continue
             if is_url(place):
                 _check_protocol(source, row, place)
             elif not is_local(place) and not os.path.isabs(place):
