@@ -84,7 +84,7 @@ def read_job(output: OutputFolder, *, resume: bool) -> ScoringJob | None:
     data = output.read(JOB, MAX_RECORD_BYTES)
     if data is None:
         output.tidy_up(JOB)  # a run may have been killed while it wrote it
-        if output.sizes():
+        if not output.is_empty():
             raise OutputError(
                 f"{output.name} has files, but no {JOB} of a scoring", "choose an empty folder"
             )

@@ -242,26 +242,39 @@ class OutputFolder:
         if self.local is not None:
             tidy_up(self.local / file)
 
+    def is_empty(self) -> bool:
+        """Return True if the folder is missing, or has neither files nor folders.
+
+        Raises:
+            OutputError: The folder cannot be listed.
+        """
+        return not self._entries("")
+
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Return the sizes of the files of the folder, or of one in it, by name; none if missing.
 
         Raises:
             OutputError: The folder cannot be listed.
         """
-        place = os.path.join(self.name, folder) if folder else self.name
+        return {name: size for name, size in self._entries(folder).items() if size is not None}
+
+    def _entries(self, folder: str) -> dict[str, int | None]:
+        """Return the sizes of files, and None for folders, by name."""
         try:
             if self.local is not None:
                 with os.scandir(self.local / folder) as found:
-                    return {entry.name: entry.stat().st_size for entry in found if entry.is_file()}
+                    return {e.name: e.stat().st_size if e.is_file() else None for e in found}
             there = f"{self._path}/{folder}".rstrip("/")
             self._store.invalidate_cache()
             entries = self._store.ls(there, detail=True)
         except FileNotFoundError:
             return {}
         except Exception as error:
-            raise _failed(place, error, OutputError) from error
-        files = (entry for entry in entries if entry["type"] == "file")
-        return {str(entry["name"]).rpartition("/")[2]: entry["size"] or 0 for entry in files}
+            raise _failed(f"{self.name}/{folder}".rstrip("/"), error, OutputError) from error
+        return {
+            str(e["name"]).rpartition("/")[2]: (e["size"] or 0) if e["type"] == "file" else None
+            for e in entries
+        }
 
 
 def _stored_stamp(facts: dict[str, Any]) -> str:

@@ -17,10 +17,12 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import write_manifest
 from resdeploy.errors import DataError, OutputError
 from resdeploy.file_locks import release_lock, take_lock
-from resdeploy.runtime.scoring import job, score
+from resdeploy.runtime.scoring import score
 from resdeploy.runtime.scoring.result_files import TableFormat
 from resdeploy.runtime.scoring.score import ScoringOptions, score_sources
 from resdeploy.runtime.scoring.scorer import ScorerOptions
+from resdeploy.runtime.scoring.sources import list_parts
+from resdeploy.runtime.scoring.storage import OutputFolder
 from resdeploy.runtime.scoring.table_source import ColumnNames
 from tests.runtime.scoring.helpers import result_rows
 
@@ -110,7 +112,7 @@ def test_a_run_that_was_killed_between_two_files(
     moment: int, bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stop before the file or the record with this number is written."""
-    write, written = job.OutputFolder.write, 0
+    write, written = OutputFolder.write, 0
 
     def stopping(folder: Any, file: str, data: bytes) -> None:
         nonlocal written
@@ -120,7 +122,7 @@ def test_a_run_that_was_killed_between_two_files(
         write(folder, file, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(job.OutputFolder, "write", stopping)
+        patch.setattr(OutputFolder, "write", stopping)
         with pytest.raises(KeyboardInterrupt):
             score_sources(bundle, ["photos"], "out", OPTIONS)
     report = score_sources(bundle, ["photos"], "out", RESUME)
@@ -222,12 +224,14 @@ def test_without_resume_a_result_is_kept(done: dict[str, bytes], bundle: Path) -
 
 
 @pytest.mark.parametrize("options", [OPTIONS, RESUME])
-def test_a_folder_with_other_files_is_refused(
-    options: ScoringOptions, bundle: Path, photos: Path
+@pytest.mark.parametrize("folder", ["photos", "photos/red"])
+def test_a_folder_with_other_files_or_folders_is_refused(
+    options: ScoringOptions, folder: str, bundle: Path, photos: Path
 ) -> None:
-    with pytest.raises(OutputError, match=r"photos/red has files, but no _job\.json"):
-        score_sources(bundle, ["photos"], "photos/red", options)
-    assert len(list(Path("photos/red").iterdir())) == 8
+    before = len(list(Path("photos").rglob("*")))
+    with pytest.raises(OutputError, match=rf"{folder} has files, but no _job\.json"):
+        score_sources(bundle, ["photos"], folder, options)
+    assert len(list(Path("photos").rglob("*"))) == before
 
 
 @pytest.mark.parametrize("name", ["_job.json", "_journal/000001.json"])
@@ -257,7 +261,7 @@ def test_two_runs_do_not_write_one_result(bundle: Path, photos: Path) -> None:
 def test_a_source_that_changes_while_it_is_scored(
     bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list_parts, calls = score.list_parts, 0
+    calls = 0
 
     def changing(*arguments: Any) -> Any:
         nonlocal calls

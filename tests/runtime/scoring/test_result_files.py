@@ -70,7 +70,7 @@ def test_values_are_those_of_the_scores() -> None:
 
 def test_json_lines_have_the_same_rows_as_parquet() -> None:
     for changes in ({}, {"logits": False, "top": 1}, {"failed": "b=a\nc\\xe9"}):
-        scores = make_scores(**changes)  # type: ignore[arg-type]
+        scores = make_scores(**changes)
         assert written(TableFormat.JSONL, scores) == written(TableFormat.PARQUET, scores)
 
 

@@ -49,8 +49,7 @@ def test_predictions_are_those_of_predict(tiny_bundle: Bundle, photos: Path) -> 
     for row, file in zip(rows, files):
         assert row["index"] == [found.index for found in file.predictions]
         assert row["label"] == [found.label for found in file.predictions]
-        expected = np.float32([found.probability for found in file.predictions])
-        assert np.float32(row["probability"]).tolist() == expected.tolist()
+        assert row["probability"] == [np.float32(found.probability) for found in file.predictions]
     assert report.engines == {f"{files[0].artifact} on {files[0].backend}": 24}
 
 

@@ -121,7 +121,7 @@ def test_daft_maps_it_over_a_table(scorer: Scorer, image_data: Path) -> None:
     daft = pytest.importorskip("daft")
     paths = [str(path) for path in sorted((image_data / "val").rglob("*.png"))]
 
-    @daft.func.batch(return_dtype=daft.DataType.string())
+    @daft.func.batch(return_dtype=daft.DataType.string())  # type: ignore[untyped-decorator]
     def top_label(path: Any) -> list[str | None]:
         result = scorer({"path": path.to_pylist()})
         return [found[0] if found else None for found in result["label"]]

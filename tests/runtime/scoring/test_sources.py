@@ -28,7 +28,7 @@ def test_a_folder_is_searched_with_all_folders_in_it(photos: Path) -> None:
         *(str(photos / "red" / f"{n:03}.png") for n in range(8)),
         str(deep / "z.png"), str(photos / "top.png"),
     ]  # fmt: skip
-    assert (summary.rows, summary.skipped, summary.labelled) == (26, 2, 25)
+    assert (summary.rows, summary.skipped) == (26, 2)
     assert summary.labels == {"blue", "green", "red", "May"}
     assert {Path(row.path).parent.name: row.label for row in parts[0].rows} == {
         "blue": "blue", "green": "green", "red": "red", "May": "May", "photos": None,

@@ -87,13 +87,28 @@ def test_a_table_cannot_name_addresses_of_other_kinds(url: str) -> None:
     assert "s3" in str(raised.value.hint)
 
 
-def test_a_row_without_a_name_is_an_error() -> None:
+def test_a_row_without_a_name_is_an_error_of_this_row() -> None:
     Path("t.csv").write_text('path,label\na.png,1\n"",2\n')
-    with pytest.raises(DataError, match=r"row 2 of t\.csv names no picture"):
-        listed("t.csv")
-    write_parquet(Path("t.parquet"), {"path": ["a.png", None]})
-    with pytest.raises(DataError, match=r"row 2 of t\.parquet names no picture"):
-        listed("t.parquet")
+    write_parquet(Path("t.parquet"), {"path": ["a.png", None], "label": ["1", "2"]})
+    for name in ("t.csv", "t.parquet"):
+        parts, summary = listed(name)
+        assert names(parts) == ["a.png", f"{name}#1"]
+        assert summary.labels == {"1", "2"}
+        with pytest.raises(ImageError, match=f"{name}#1 names no picture"):
+            parts[0].rows[1].read()
+
+
+def test_a_part_for_a_worker_has_absolute_paths(tmp_path: Path) -> None:
+    Path("t.csv").write_text('path\na.png\n""\ns3://b/c.png\nfile:///d.png\n')
+    write_parquet(Path("t.parquet"), {"bytes": [b"1"]})
+    parts, _ = listed("t.csv", "t.parquet")
+    sent = [part.absolute() for part in parts]
+    assert [row.place for row in sent[0].rows] == [
+        f"{tmp_path}/a.png", "", "s3://b/c.png", "/d.png",
+    ]  # fmt: skip
+    assert names(sent) == names(parts)
+    assert sent[1].slice is not None
+    assert sent[1].slice.place == f"{tmp_path}/t.parquet"
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
