@@ -181,6 +181,8 @@ def _cluster(ray: Any, options: RayOptions) -> Iterator[None]:
             f"no cluster of Ray can be reached: {one_line_reason(error)}",
             "check --ray-address, and that the cluster has the same versions of Python and Ray",
         ) from error
+    # Ray prints the death of a worker on stdout, which belongs to the result; it has no option.
+    vars(ray._private.worker)["_worker_logs_enabled"] = False
     try:
         yield
     finally:

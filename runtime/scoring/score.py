@@ -113,8 +113,8 @@ def score_sources(
                 if part.number not in records:
                     yield part
 
-        with progress("score", listed.rows) as advance, _resumable():
-            advance(done)
+        # Without the rows of earlier runs, with which the rate would be too high.
+        with progress("score", listed.rows - done) as advance, _resumable():
             scored = (
                 score_locally(write, remaining(), advance)
                 if options.ray is None
