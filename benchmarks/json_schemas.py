@@ -20,6 +20,7 @@ import resdeploy
 from resdeploy.bundle.manifest import ExportWarning
 from resdeploy.filesystem import write_file
 from resdeploy.runtime.file_predictions import FilePredictions
+from resdeploy.runtime.scoring.job import PartRecord, ScoringJob
 
 PACKAGE = Path(resdeploy.__file__).parent
 FOLDER = PACKAGE.parent / "docs" / "schemas"
@@ -51,7 +52,7 @@ def _schema(kind: Any, name: str) -> str:
     )
     document = parts[kind.__name__]
     document["properties"]["schema"] = {"const": name}
-    if kind is not FilePredictions:  # a line of a file
+    if kind not in (FilePredictions, ScoringJob, PartRecord):  # lines and files, not documents
         document["properties"].setdefault("warnings", {"type": "array", "items": warning})
     for part in parts.values():
         if "properties" in part:  # a document has all fields; a reader accepts older ones

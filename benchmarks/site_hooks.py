@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from resdeploy.cli.main import main
+from resdeploy.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = "commands.md"

@@ -37,7 +37,7 @@ COMMAND = """
 import math
 from resdeploy import progress
 progress.LINE_SECONDS = math.inf
-from resdeploy.cli.main import main
+from resdeploy.cli import main
 main(prog_name="resdeploy")
 """
 

@@ -1,8 +1,8 @@
 """A toolkit that trains a ResNet, exports it to ONNX, and runs and checks it on any machine.
 
-In Python: `load` opens a bundle to classify pictures; `train`, `export` and `verify` do what the
-commands of these names do. `train` and `export` are also the packages of these stages: a package is
-called like a function, see `CallablePackage`.
+In Python: `load` opens a bundle to classify pictures, and `Scorer` maps one over batches of tables;
+`train`, `export` and `verify` do what the commands of these names do. `train` and `export` are also
+the packages of these stages: a package is called like a function, see `CallablePackage`.
 """
 
 import os
@@ -12,10 +12,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resdeploy.python_api import export, load, train, verify
+    from resdeploy.python_api import Scorer, export, load, train, verify
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "export", "load", "train", "verify"]
+__all__ = ["Scorer", "__version__", "export", "load", "train", "verify"]
 
 # Some packages report their use to their makers unless they are told not to before they are loaded:
 # ONNX Runtime from 1.32 on reads this variable, and OpenVINO works without its package for this.
@@ -26,7 +26,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 def __getattr__(name: str) -> Any:
     if name in ("export", "train"):  # the packages, which nobody has imported yet
         return import_module(f"{__name__}.{name}")
-    if name in ("load", "verify"):
+    if name in ("Scorer", "load", "verify"):
         return getattr(import_module(f"{__name__}.python_api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -111,6 +111,8 @@ EXTRAS = {
     "train": ("torch", "safetensors", "sklearn"),
     "export": ("onnx", "onnx_ir", "onnxscript"),
     "report": ("jinja2",),
+    "score": ("pyarrow", "fsspec"),
+    "ray": ("ray",),
     "sign": ("model_signing", "OpenSSL"),
     "tensorboard": ("tensorboard",),
     "serve": ("starlette", "uvicorn", "httptools", "prometheus_client", "python_multipart", "grpc"),

@@ -39,7 +39,10 @@ def open_regular(path: Path) -> BinaryIO:
         OSError: The file cannot be opened, or it is not a regular file.
     """
     # Without O_NONBLOCK, opening a FIFO waits for a writer. It has no effect on regular files.
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except ValueError as error:  # a name from a table may have characters that no file name has
+        raise OSError(errno.EINVAL, one_line_reason(error), str(path)) from error
     try:
         mode = os.fstat(handle).st_mode
         if stat.S_ISDIR(mode):

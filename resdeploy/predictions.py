@@ -29,6 +29,6 @@ def top_predictions(logits: Float32Array, labels: Sequence[str], top: int) -> li
 
 
 def softmax(logits: Float32Array) -> np.ndarray:
-    """Return the probabilities (K,) of logits (K,), in float64."""
-    powers = np.exp(logits.astype(np.float64) - logits.max())
-    return np.asarray(powers / powers.sum())
+    """Return the probabilities of logits (..., K), in float64."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))

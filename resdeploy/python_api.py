@@ -1,4 +1,4 @@
-"""The functions of the package: `load`, and the commands `export`, `train` and `verify`.
+"""The names of the package: `load`, `Scorer`, and the commands `export`, `train` and `verify`.
 
 Options have the names, the meaning, the defaults and the limits of the command line, because the
 commands themselves parse them: `--calibration-data photos` is `calibration_data="photos"`.
@@ -13,6 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from resdeploy.runtime.model import load
+from resdeploy.runtime.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
     from click import Command, Parameter
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     Exported: TypeAlias = ExportResult | GoldenReplacement | TritonRepository
 
-__all__ = ["export", "load", "train", "verify"]
+__all__ = ["Scorer", "export", "load", "train", "verify"]
 Source: TypeAlias = "str | os.PathLike[str]"
 Target: TypeAlias = "str | os.PathLike[str] | None"
 OF_THE_CONSOLE = ("--json", "--verbose", "--debug")

@@ -1,33 +1,19 @@
-"""Classification of any number of files, which are decoded in threads beside the inference."""
+"""Classification of any number of files: the predictions for each, and their counts."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from resdeploy.errors import ResdeployError
-from resdeploy.images.decode import DecodingLimits
-from resdeploy.images.loading import load_image
-from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.images.skipped import has_single_colour
-from resdeploy.machine.device import available_cores
-from resdeploy.predictions import Prediction
+from resdeploy.predictions import Prediction, top_predictions
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.model import Model
+from resdeploy.runtime.picture_inference import ReadPicture, infer_pictures
 from resdeploy.runtime.picture_sources import PictureSource, find_pictures
-
-MAX_DECODERS = 8  # threads; each may hold a file of 64 MiB
-ORDINARY_MEMORY = 128 << 20  # bytes, of 32 megapixels; pictures that need more come one by one
-BATCHES_AHEAD = 2  # that are decoded while one is computed; more would only need memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,47 +100,26 @@ def classify_files(
     model: Model, sources: Iterable[PictureSource], top: int = 5
 ) -> Iterator[FilePredictions]:
     """Yield the predictions for each source, in order, `model.batch` files in an inference."""
-    remaining, large = iter(sources), threading.Lock()
-    waiting: deque[tuple[Path, Future[UInt8Array]]] = deque()
+    paths: deque[Path] = deque()
     empty = FilePredictions(
         path=Path(), predictions=(), backend=model.backend.name, artifact=model.artifact.name
     )
 
-    def decode(source: PictureSource) -> UInt8Array:
-        if source.error is not None:
-            raise source.error
-        with ExitStack() as held:
+    def pictures() -> Iterator[ReadPicture]:
+        for source in sources:
+            paths.append(source.path)
+            yield partial(_path_of, source)
 
-            def admit(pixels: int, memory: int) -> None:
-                if memory > ORDINARY_MEMORY:
-                    held.enter_context(large)
-
-            return load_image(source.path, model.preprocessing, DecodingLimits(admit=admit))
-
-    pool = ThreadPoolExecutor(min(available_cores(), MAX_DECODERS), "decoder")
-    try:
-        while True:
-            wanted = (1 + BATCHES_AHEAD) * model.batch - len(waiting)
-            for source in islice(remaining, wanted):
-                waiting.append((source.path, pool.submit(decode, source)))
-            batch = [waiting.popleft() for _ in range(min(model.batch, len(waiting)))]
-            if not batch:
-                return
-            files = [_decoded(replace(empty, path=path), future) for path, future in batch]
-            pixels = [pixels for _, pixels in files if pixels is not None]
-            answers = iter(model.classify(np.stack(pixels), top) if pixels else ())
-            for file, found in files:
-                yield file if found is None else replace(file, predictions=tuple(next(answers)))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for result in infer_pictures(model, pictures()):
+        file = replace(empty, path=paths.popleft(), error=result.error)
+        if result.logits is None:
+            yield file
+        else:
+            found = tuple(top_predictions(result.logits, model.labels, top))
+            yield replace(file, predictions=found, single_colour=result.single_colour)
 
 
-def _decoded(
-    file: FilePredictions, future: Future[UInt8Array]
-) -> tuple[FilePredictions, UInt8Array | None]:
-    try:
-        pixels = future.result()
-    except ResdeployError as error:
-        reason = "; ".join(filter(None, (str(error), error.hint)))
-        return replace(file, error=reason), None
-    return replace(file, single_colour=has_single_colour(pixels)), pixels
+def _path_of(source: PictureSource) -> Path:
+    if source.error is not None:
+        raise source.error
+    return source.path

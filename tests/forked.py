@@ -22,12 +22,12 @@ _CONTEXT.set_forkserver_preload(
         "torch.distributed",
         "resdeploy.export.pipeline",
         "resdeploy.train.trainer",
-        "resdeploy.cli.main",
+        "resdeploy.cli",
     ]
 )
 # Limits files to 1 MiB, like a quota.
 FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
-COMMAND = 'from resdeploy.cli.main import main; main(prog_name="resdeploy")'
+COMMAND = 'from resdeploy.cli import main; main(prog_name="resdeploy")'
 
 
 class Forked:

@@ -41,7 +41,7 @@ class ServerProcess:
         self,
         *arguments: object,
         environment: Mapping[str, str] | None = None,
-        code: str = "from resdeploy.cli.main import main; main()",
+        code: str = "from resdeploy.cli import main; main()",
         terminal: bool = False,
     ) -> None:
         """Start it; with `terminal`, its stderr is a terminal."""

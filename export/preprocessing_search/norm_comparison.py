@@ -20,7 +20,11 @@ from resdeploy.export.preprocessing_search.decision import (
     locate,
     measure_moments,
 )  # fmt: skip
-from resdeploy.export.preprocessing_search.scoring import OBSERVED_BLOCKS, CandidateScore, Scorer
+from resdeploy.export.preprocessing_search.scoring import (
+    OBSERVED_BLOCKS,
+    CandidateScore,
+    CandidateScorer,
+)
 from resdeploy.images.preprocessing import Preprocessing, ResizeMode
 from resdeploy.progress import Advance
 
@@ -30,7 +34,7 @@ AUGMENTED_BLOCKS = 8  # enough for the direction in which an augmentation moves 
 class NormComparison:
     """Comparison of the candidates of one scorer, which keeps what it measured."""
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: CandidateScorer) -> None:
         self._scorer = scorer
         self.random_crops = False
         """True if a candidate was kept because the training took random crops."""

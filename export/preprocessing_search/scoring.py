@@ -77,7 +77,7 @@ def has_small_pictures(files: Sequence[Path]) -> bool:
     return False
 
 
-class Scorer:
+class CandidateScorer:
     """Scorer of any number of candidates on the same images in the same order."""
 
     def __init__(

@@ -42,7 +42,7 @@ from resdeploy.export.preprocessing_search.decision import (
 from resdeploy.export.preprocessing_search.norm_comparison import NormComparison
 from resdeploy.export.preprocessing_search.scoring import (
     CandidateScore,
-    Scorer,
+    CandidateScorer,
     has_small_pictures,
 )  # fmt: skip
 from resdeploy.images.class_folders import label_images, match_labels, validation_folder
@@ -121,7 +121,7 @@ def find_preprocessing(
         usual = SMALL_SIZES if small else LARGE_SIZES
         sizes = usual if stated is None else tuple(dict.fromkeys([stated.size[0], *usual]))
     limit = images or min(MOST_IMAGES, max(FIRST_LOOK, DEFAULT_PIXELS // sizes[0] ** 2))
-    search = _Search(Scorer(network, files, limit, progress), classes, names, data)
+    search = _Search(CandidateScorer(network, files, limit, progress), classes, names, data)
     offset = stated.crop_offset if stated else crop_offset_of(checkpoint)
     search.begin(sizes, stated, offset, gray=checkpoint.architecture.input_channels == 1)
     search.explore(sizes)
@@ -132,7 +132,11 @@ class _Search:
     """Race of candidates on the images of one scorer."""
 
     def __init__(
-        self, scorer: Scorer, classes: dict[Path, int] | None, names: Sequence[str], data: Path
+        self,
+        scorer: CandidateScorer,
+        classes: dict[Path, int] | None,
+        names: Sequence[str],
+        data: Path,
     ) -> None:
         self._scorer, self._classes, self._names, self._data = scorer, classes, names, data
         self._left: list[CandidateScore] = []

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from resdeploy.bundle.manifest import Encoding, graph_name, with_use
 from resdeploy.images.formats import unread_lines
-from resdeploy.pages.blocks import MAX_MATRIX_CLASSES, Block, Figure, Matrix, Section, Table, Text
+from resdeploy.pages.blocks import Block, Figure, Section, Table, Text
 from resdeploy.pages.svg import intervals
+from resdeploy.report.confusion import confusion_blocks
 from resdeploy.report.graphs import SQNR_TEXT
 from resdeploy.result_files.verification import ArtifactResult, Rule, Verification
 from resdeploy.statistics import MAX_IMAGES, Verdict, wilson_interval
 from resdeploy.tables import NONE, joined, percentage, plural, signed
-
-MAX_CONFUSED_PAIRS = 10
 
 
 def golden_cell(line: ArtifactResult) -> str:
@@ -205,50 +202,8 @@ def _confusion(result: Verification) -> list[Block]:
         return []
     baseline = known[0]
     shown = next((line for line in known if line.encoding is Encoding.CPU), known[-1])
-    labels, counts, blocks = result.labels, _counts(shown), list[Block]()
-    if len(labels) <= MAX_MATRIX_CLASSES:
-        blocks.append(
-            Matrix(
-                caption=f"Confusion matrix of {_name(shown)}. Rows are true classes, columns "
-                "predicted classes.",
-                labels=labels,
-                counts=tuple(
-                    tuple(counts.get((true, predicted), 0) for predicted in range(len(labels)))
-                    for true in range(len(labels))
-                ),
-            )
-        )
-    baseline_counts = _counts(baseline)
-    graphs = tuple(dict.fromkeys([_graph(shown), _graph(baseline)]))
-    errors = sorted((cell for cell in shown.confusion if cell[0] != cell[1]), key=lambda c: -c[2])
-    rows = tuple(
-        (
-            _label(labels, true),
-            _label(labels, predicted),
-            str(count),
-            *([str(baseline_counts.get((true, predicted), 0))] if len(graphs) > 1 else []),
-        )
-        for true, predicted, count in errors[:MAX_CONFUSED_PAIRS]
-    )
-    if rows:
-        blocks.append(
-            Table(
-                caption="Most frequent errors: number of images.",
-                head=("true class", "predicted class", *graphs),
-                rows=rows,
-                names=frozenset([0, 1]),
-                html_only=True,
-            )
-        )
-    return blocks
-
-
-def _counts(line: ArtifactResult) -> dict[tuple[int, int], int]:
-    return {(true, predicted): count for true, predicted, count in line.confusion}
-
-
-def _label(labels: Sequence[str], index: int) -> str:
-    return labels[index] if 0 <= index < len(labels) else str(index)
+    counts = {_graph(line): line.confusion for line in (shown, baseline)}
+    return confusion_blocks(result.labels, counts, _name(shown))
 
 
 def _graph(line: ArtifactResult) -> str:

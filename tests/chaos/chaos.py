@@ -38,7 +38,7 @@ import resdeploy.report.report
 import resdeploy.train.trainer  # noqa: F401  imported before the forks
 from resdeploy.bundle.bundle import SIGNATURE, open_bundle
 from resdeploy.bundle.signature import make_signer, open_signed
-from resdeploy.cli.main import main
+from resdeploy.cli import main
 from resdeploy.filesystem import sha256
 from resdeploy.json_documents import strict_json
 from resdeploy.runtime.backends.tensorrt.engine_cache import EngineCache

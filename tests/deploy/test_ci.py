@@ -12,7 +12,7 @@ from typing import Any
 import click
 import pytest
 
-from resdeploy.cli.main import main
+from resdeploy.cli import main
 
 WORKFLOW = Path(__file__).resolve().parents[2] / "deploy" / "ci" / "resdeploy.yml"
 

@@ -15,7 +15,7 @@ import tomllib
 from click.testing import CliRunner
 
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.cli.main import main
+from resdeploy.cli import main
 from resdeploy.images.preprocessing_choice import REPORTED
 from resdeploy.images.preprocessing_settings import option_for
 from resdeploy.json_documents import jsonable, to_text

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.site_hooks import COMMANDS, command_reference
 from resdeploy import errors
-from resdeploy.cli.main import NAMES, main
+from resdeploy.cli import NAMES, main
 from tests.docs.pages import DOCS, PAGES, PARSER, ROOT, headings, inline, links
 
 OPTIONS = {

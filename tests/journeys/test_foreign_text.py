@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from resdeploy.bundle.analysis import Analysis
 from resdeploy.bundle.bundle import Bundle, open_bundle
-from resdeploy.cli.main import main
+from resdeploy.cli import main
 from resdeploy.errors import ResdeployError
 from resdeploy.filesystem import sha256
 from resdeploy.images.preprocessing import Preprocessing

@@ -21,7 +21,7 @@ if shutil.which("strace") is None:
 DRIVER = """
 import sys
 from click.testing import CliRunner
-from resdeploy.cli.main import main
+from resdeploy.cli import main
 for line in sys.stdin.read().splitlines():
     result = CliRunner().invoke(main, line.split("\\t"))
     print(result.exit_code, line, result.output if result.exit_code == 2 else "")

@@ -20,7 +20,7 @@ from pathlib import Path
 from click.testing import CliRunner
 from PIL import Image
 
-from resdeploy.cli.main import NAMES, main
+from resdeploy.cli import NAMES, main
 from tests.samples import write_images
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 import resdeploy
 from resdeploy import export, load, train, verify
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.cli.main import main
+from resdeploy.cli import main
 from resdeploy.errors import BundleError, CheckpointError, DataError, TrainingError
 from resdeploy.export.pipeline import ExportConfig
 from resdeploy.python_api import OF_THE_CONSOLE

@@ -14,14 +14,13 @@ from PIL import Image
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.cli.predict import predictions_text, report_text
 from resdeploy.errors import ImageError
-from resdeploy.runtime import Model, file_predictions, load
+from resdeploy.runtime import Model, load, picture_inference
 from resdeploy.runtime.file_predictions import (
-    BATCHES_AHEAD,
-    ORDINARY_MEMORY,
     FilePredictions,
     classify_files,
     predict_files,
 )
+from resdeploy.runtime.picture_inference import BATCHES_AHEAD, ORDINARY_MEMORY
 from resdeploy.runtime.picture_sources import PictureSource
 from tests.samples import SIZE
 
@@ -102,7 +101,7 @@ def test_large_pictures_are_decoded_one_at_a_time(
             raise ImageError("is odd", "mend it")  # the next one must not wait for it
         return pixels
 
-    monkeypatch.setattr(file_predictions, "load_image", decode)
-    monkeypatch.setattr(file_predictions, "available_cores", lambda: 4)
+    monkeypatch.setattr(picture_inference, "load_image", decode)
+    monkeypatch.setattr(picture_inference, "available_cores", lambda: 4)
     report = predict_files(model, [image_data / "val"])
     assert (report.images, report.failed, most) == (21, 3, 1)

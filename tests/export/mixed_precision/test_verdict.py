@@ -15,7 +15,7 @@ from resdeploy.bundle.bundle import open_bundle
 from resdeploy.bundle.calibration_record import CalibrationRecord, target_sentence
 from resdeploy.bundle.manifest import Encoding, QualityOrigin
 from resdeploy.changed_predictions import ChangedPredictions
-from resdeploy.cli.main import main
+from resdeploy.cli import main
 from resdeploy.export.mixed_precision.accuracy_target import AccuracyTarget
 from resdeploy.export.mixed_precision.verdict import (
     agreement_verdict,

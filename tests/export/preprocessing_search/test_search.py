@@ -21,12 +21,12 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from resdeploy.cli.main import main
+from resdeploy.cli import main
 from resdeploy.cli.preprocess import search_text
 from resdeploy.errors import DataError
 from resdeploy.export.preprocessing_search import candidates, scoring
 from resdeploy.export.preprocessing_search.decision import measure_moments
-from resdeploy.export.preprocessing_search.scoring import Scorer
+from resdeploy.export.preprocessing_search.scoring import CandidateScorer
 from resdeploy.export.preprocessing_search.search import find_preprocessing
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.preprocessing import Channels, CropOffset, Preprocessing
@@ -176,7 +176,9 @@ def test_a_picture_is_decoded_once_if_it_can_be_kept(
 
     monkeypatch.setattr(scoring, "read_rgb", read)
     monkeypatch.setattr(scoring, "KEPT_BYTES", 4 * SIZE * SIZE * 40)  # room for 40 of 64
-    scorer = Scorer(planted(state, HALF).network(), sorted(data.rglob("*.png")), 64, silent)
+    scorer = CandidateScorer(
+        planted(state, HALF).network(), sorted(data.rglob("*.png")), 64, silent
+    )
     scorer.extend([HALF, replace(HALF, resize=40), replace(HALF, resize=48)], 64)
     assert len(decoded) == 40 + 3 * 24
 
@@ -322,7 +324,7 @@ def test_each_augmentation_moves_the_moments_in_its_own_direction(
     state: dict[str, torch.Tensor], data: Path
 ) -> None:
     files = sorted(data.rglob("*.png"))
-    scorer = Scorer(planted(state, HALF).network(), files, 64, silent)
+    scorer = CandidateScorer(planted(state, HALF).network(), files, 64, silent)
     start = measure_moments(scorer.trained(HALF, 2)).centre
     moved = torch.stack([measure_moments(s).centre - start for s in scorer.augmented(HALF, 2)])
     # Three shifts, a mirror image, a random crop, three of the colours, rotation, and half batches.

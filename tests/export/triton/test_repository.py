@@ -19,7 +19,7 @@ from tritonclient.grpc import model_config_pb2
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import Precision
 from resdeploy.cli.export import export_text, repository_text
-from resdeploy.cli.main import main
+from resdeploy.cli import main
 from resdeploy.errors import BundleError, OutputError
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.triton.plans import PLANS
@@ -231,7 +231,7 @@ def test_the_script_fails_with_a_hint_without_trtexec(
 
 def test_exporting_a_bundle_imports_neither_torch_nor_onnx(tiny_bundle: Bundle) -> None:
     code = (
-        "import sys; from resdeploy.cli.main import main\n"
+        "import sys; from resdeploy.cli import main\n"
         "try: main()\n"
         "finally: assert not {'torch', 'onnx', 'onnx_ir', 'starlette'} & set(sys.modules)"
     )

@@ -37,7 +37,7 @@ from resdeploy.bundle.signature import (
     open_signed,
     sign_bundle,
 )
-from resdeploy.cli.main import main
+from resdeploy.cli import main
 from resdeploy.errors import BundleError
 from resdeploy.filesystem import read_limited, sha256, sha256_file
 

@@ -14,9 +14,7 @@ from resdeploy.bundle.manifest import Encoding, ExportWarning, QualityOrigin
 from resdeploy.cli.export import remedy_line
 
 # A module that is None cannot be imported.
-WITHOUT_TORCH = (
-    "import sys; sys.modules['torch'] = None; from resdeploy.cli.main import main; main()"
-)
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from resdeploy.cli import main; main()"
 
 ONNX_FILE = str(files("resdeploy.runtime.bench") / "matrix_product_fp32.onnx")
 

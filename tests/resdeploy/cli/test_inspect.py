@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from resdeploy.cli.main import main
+from resdeploy.cli import main
 from resdeploy.export.graph.to_onnx import export_program
 from tests.export.source.test_module import make_module
 from tests.results import read_document

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from resdeploy import __version__
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.cli.main import main
+from resdeploy.cli import main
 from resdeploy.cli.options.console import CommandResult, command, exit_code
 from resdeploy.cli.sign import SigningResult
 from resdeploy.demo import DemoResult
@@ -32,7 +32,7 @@ from tests.runtime.bench.test_benchmark_energy import use_few_short_rounds
 
 COMMANDS = (
     "demo", "train", "inspect", "preprocess", "export", "build", "sign", "verify", "bench",
-    "compare", "report", "predict", "serve", "explain", "doctor",
+    "compare", "report", "predict", "score", "serve", "explain", "doctor",
 )  # fmt: skip
 
 

@@ -114,7 +114,7 @@ def test_a_server_stopped_under_load_answers_all_accepted_requests(
 
 QUICK = (
     "from resdeploy.runtime.serving import server; server.LOADING_SECONDS = 0.001; "
-    "from resdeploy.cli.main import main; main()"
+    "from resdeploy.cli import main; main()"
 )
 
 
@@ -172,7 +172,7 @@ import sys
 from resdeploy.runtime.serving import loading_process, server
 loading_process.python_command = lambda module, parent: (
     sys.executable, "-c", {code!r}, str(parent))
-from resdeploy.cli.main import main; main()
+from resdeploy.cli import main; main()
 """
 CHECKING = """
 import os, time
@@ -416,7 +416,7 @@ def strict(tiny_bundle: Bundle) -> Iterator[ServerProcess]:
         "import dataclasses, sys; from resdeploy.runtime.serving import server; "
         "inner = server.serve; server.serve = lambda bundles, config, progress: inner(bundles, "
         "dataclasses.replace(config, header_seconds=1, body_seconds=2, idle_seconds=2, "
-        "connections=20), progress); from resdeploy.cli.main import main; main()"
+        "connections=20), progress); from resdeploy.cli import main; main()"
     )
     with ServerProcess(tiny_bundle.path, "--threads", 1, code=code) as server:
         yield server.until_ready()

@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from resdeploy.cli.main import main
+from resdeploy.cli import main
 from resdeploy.cli.options.preprocessing import preprocessing_options, take_settings
 from resdeploy.images.preprocessing import REDUCING_GAP, Channels, Interpolation, ResizeMode
 from resdeploy.images.preprocessing_settings import (

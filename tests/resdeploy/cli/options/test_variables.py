@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from resdeploy import __version__
-from resdeploy.cli.main import NAMES, main
+from resdeploy.cli import NAMES, main
 from resdeploy.cli.options.console import CommandResult, ReadableGroup, command, reject_options
 from tests.resdeploy.cli.options.test_console import RESULT
 
