@@ -81,7 +81,7 @@ def daft(bundle: Path, pictures: Path, output: Path) -> float:
         def __init__(self) -> None:
             self.session = _session(graph)
 
-        @package.method.batch(return_dtype=package.DataType.int64(), batch_size=BATCH)  # type: ignore[untyped-decorator]
+        @package.method.batch(return_dtype=package.DataType.int64(), batch_size=BATCH)
         def predict(self, images: Any) -> Any:
             batch = np.stack(images.to_pylist())
             return self.session.run(None, {"images": batch})[0].argmax(axis=1)

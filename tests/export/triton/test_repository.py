@@ -18,8 +18,8 @@ from tritonclient.grpc import model_config_pb2
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import Precision
-from resdeploy.cli.export import export_text, repository_text
 from resdeploy.cli import main
+from resdeploy.cli.export import export_text, repository_text
 from resdeploy.errors import BundleError, OutputError
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.triton.plans import PLANS
