@@ -253,7 +253,7 @@ def test_digits_equal_those_of_scikit_learn() -> None:
     splits = read_splits(digits_folder())
     assert splits.train.classes == tuple("0123456789")
     assert len(splits.train.files) + len(splits.val.files) == 1797
-    values, labels = load_digits(return_X_y=True)
+    values, labels = map(np.asarray, load_digits(return_X_y=True))
     for images in (splits.train, splits.val):
         for path, label in list(zip(paths(images), images.labels))[::100]:
             index = int(path.stem)
