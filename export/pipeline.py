@@ -33,6 +33,7 @@ from resdeploy.export.mixed_precision.evaluator import SearchContext
 from resdeploy.export.mixed_precision.latency_target import meet_latency_target
 from resdeploy.export.mixed_precision.tradeoff import trade_off_points
 from resdeploy.export.mixed_precision.verdict import (
+    float_warnings,
     judge_accuracy,
     judge_latency,
     target_warnings,
@@ -248,6 +249,8 @@ def export(
             artifacts, golden = write_graphs(
                 folder, model, golden, calibration, judgement, half=config.fp16
             )
+        searched = calibration is not None and bool(calibration.targets)
+        warnings += float_warnings(artifacts, searched=searched)
         analysis: Analysis | None = None
         if calibration is not None:
             analysis = analyse(

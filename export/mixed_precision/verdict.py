@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from resdeploy.bundle.calibration_record import TargetResult, target_sentence
-from resdeploy.bundle.manifest import Encoding, ExportWarning, graph_name
+from resdeploy.bundle.manifest import Artifact, Encoding, ExportWarning, Precision, graph_name
 from resdeploy.changed_predictions import ChangedPredictions
 from resdeploy.export.mixed_precision.accuracy_target import AccuracyTarget
 from resdeploy.export.mixed_precision.tradeoff import Stopwatch, measure_ms
@@ -122,6 +122,29 @@ def target_warnings(results: Sequence[TargetResult]) -> list[ExportWarning]:
         )
         for result in results
         if result.verdict is not Verdict.PASS
+    ]
+
+
+def float_warnings(artifacts: Sequence[Artifact], *, searched: bool) -> list[ExportWarning]:
+    """Return a warning for each INT8 graph that computes most convolutions in float.
+
+    Args:
+        artifacts: The graphs.
+        searched: True if the search for a target decided which layers stay in float.
+    """
+    hint = "use a graph in float"
+    if searched:
+        hint = f"allow more time with --search-seconds, relax the target, or {hint}"
+    return [
+        ExportWarning(
+            message=f"{artifact.file} computes {artifact.convs - artifact.int8_convs} of "
+            f"{artifact.convs} convolutions in float, so it is hardly smaller or faster than a "
+            "graph in float",
+            hint=hint,
+            artifacts=(artifact.name,),
+        )
+        for artifact in artifacts
+        if artifact.precision is Precision.INT8 and 2 * artifact.int8_convs < artifact.convs
     ]
 
 

@@ -13,13 +13,14 @@ import pytest
 
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.bundle.calibration_record import CalibrationRecord, target_sentence
-from resdeploy.bundle.manifest import Encoding, QualityOrigin
+from resdeploy.bundle.manifest import Artifact, Encoding, Parity, Precision, QualityOrigin
 from resdeploy.changed_predictions import ChangedPredictions
 from resdeploy.cli import main
 from resdeploy.export.mixed_precision.accuracy_target import AccuracyTarget
 from resdeploy.export.mixed_precision.verdict import (
     agreement_verdict,
     drop_verdict,
+    float_warnings,
     images_for_target,
     judge_accuracy,
     judge_latency,
@@ -70,6 +71,22 @@ def test_an_agreement_is_held_only_with_enough_images(
     warnings = target_warnings([cpu])
     assert bool(warnings) is (expected is not Verdict.PASS)
     assert all(warning.artifacts == ("int8-cpu",) for warning in warnings)
+
+
+def test_a_graph_that_is_mostly_in_float_is_doubtful() -> None:
+    parity = Parity(images=8, max_error=0.1, agreement=100.0, sqnr_db=40.0, sqnr_db_p5=35.0)
+    graph = Artifact(
+        precision=Precision.INT8, encoding=Encoding.CPU, file="int8-cpu.onnx", bytes=1,
+        sha256="0" * 64, opset=20, convs=36, int8_convs=2, parity=parity,
+    )  # fmt: skip
+    in_float = dataclasses.replace(graph, precision=Precision.FP32, file="fp32.onnx", int8_convs=0)
+    (warning,) = float_warnings([in_float, graph], searched=True)
+    assert "int8-cpu.onnx computes 34 of 36 convolutions in float" in warning.message
+    assert "--search-seconds" in str(warning.hint)
+    assert warning.artifacts == ("int8-cpu",)
+    (warning,) = float_warnings([graph], searched=False)
+    assert warning.hint == "use a graph in float"
+    assert float_warnings([dataclasses.replace(graph, int8_convs=18)], searched=True) == []
 
 
 def test_a_drop_is_shown_only_with_classes() -> None:
