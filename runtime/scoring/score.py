@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from resdeploy.bundle.bundle import open_bundle
-from resdeploy.errors import DataError, Interrupted, OutputError
+from resdeploy.errors import DataError, Interrupted, OutputError, Terminated
 from resdeploy.file_locks import release_lock, take_lock
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import Environment, shown_path
@@ -167,9 +167,11 @@ def _resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        message = "interrupted: complete files are kept; the same command with --resume goes on"
+        code = stop.code if isinstance(stop, Terminated) else 1
+        ended = "terminated" if code > 1 else "interrupted"
+        message = f"{ended}: complete files are kept; the same command with --resume goes on"
         logger.warning("%s", message)
-        raise Interrupted(message, 1) from stop
+        raise Interrupted(message, code) from stop
 
 
 def _choose_engine(scorer: Scorer, options: ScoringOptions) -> EngineChoice:
