@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from resdeploy.pages.blocks import Page, Section, Table
 from resdeploy.pages.template import to_html
+
+pytest.importorskip("jinja2")
 
 
 def test_no_line_ends_between_a_number_and_its_sign_or_its_unit() -> None:

@@ -191,6 +191,7 @@ def test_warnings_about_other_graphs_are_left_out(tiny_bundle: Bundle) -> None:
     )
 
 
+@RUNS_INT8
 def test_labelled_images_answer_the_doubts_about_the_graphs_that_pass(
     tiny_bundle: Bundle, image_data: Path
 ) -> None:
