@@ -109,11 +109,7 @@ def score_with_ray(
         DataError: No cluster can be reached; or as `PartWriter`.
         MissingDependencyError: Ray is not installed.
     """
-    # Ray would report its use to its makers: https://docs.ray.io/en/latest/cluster/usage-stats.html
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is raised here, too
-    with needs_extra():
-        import ray.data
+    ray = import_ray()
     items = [{"part": pickle.dumps(part.absolute())} for part in parts]
     if not items:
         return
@@ -137,6 +133,20 @@ def score_with_ray(
             record = decode(PartRecord, row["record"])
             advance(record.rows)
             yield record
+
+
+def import_ray() -> Any:
+    """Return the package Ray with Ray Data, which reports its use to nobody.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    # Ray would tell its makers: https://docs.ray.io/en/latest/cluster/usage-stats.html
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is raised here, too
+    with needs_extra():
+        import ray.data
+    return ray
 
 
 class _PartActor:
