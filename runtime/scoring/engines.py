@@ -27,6 +27,9 @@ from resdeploy.runtime.scoring.scorer import Scorer
 from resdeploy.runtime.scoring.sources import Part
 from resdeploy.runtime.scoring.storage import OutputFolder, absolute_name
 
+_WORKER_HINT = (
+    "check that all machines have the same packages and enough memory, and go on with --resume"
+)
 OBJECT_STORE_BYTES = 100 << 20  # of a cluster on this machine; only names and records travel
 
 
@@ -106,14 +109,10 @@ def score_with_ray(
     """Score parts in a pool of Ray's actors, in any order.
 
     Raises:
-        DataError: No cluster can be reached; or as `PartWriter`.
+        DataError: No cluster can be reached, or a worker has failed; or as `PartWriter`.
         MissingDependencyError: Ray is not installed.
     """
-    # Ray would report its use to its makers: https://docs.ray.io/en/latest/cluster/usage-stats.html
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is raised here, too
-    with needs_extra():
-        import ray.data
+    ray = import_ray()
     items = [{"part": pickle.dumps(part.absolute())} for part in parts]
     if not items:
         return
@@ -130,13 +129,30 @@ def score_with_ray(
             num_cpus=options.worker_cpus,
             num_gpus=options.worker_gpus or None,
         )
-        for row in results.iter_rows():
-            if row["error"]:
-                kind, message, hint = pickle.loads(row["error"])
-                raise kind(message, hint)
-            record = decode(PartRecord, row["record"])
-            advance(record.rows)
-            yield record
+        try:
+            for row in results.iter_rows():
+                if row["error"]:
+                    kind, message, hint = pickle.loads(row["error"])
+                    raise kind(message, hint)
+                record = decode(PartRecord, row["record"])
+                advance(record.rows)
+                yield record
+        except ray.exceptions.RayError as error:
+            raise DataError(f"Ray has failed: {_last_line(error)}", _WORKER_HINT) from error
+
+
+def import_ray() -> Any:
+    """Return the package Ray with Ray Data, which reports its use to nobody.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    # Ray would tell its makers: https://docs.ray.io/en/latest/cluster/usage-stats.html
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is raised here, too
+    with needs_extra():
+        import ray.data
+    return ray
 
 
 class _PartActor:
@@ -148,7 +164,10 @@ class _PartActor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         try:
             record = self._write(pickle.loads(batch["part"][0]))
-        except ResdeployError as error:  # Ray would wrap it, and print a traceback
+        except Exception as error:  # Ray would wrap it, and print a traceback
+            if not isinstance(error, ResdeployError):
+                reason = f"a worker has failed: {type(error).__name__}: {one_line_reason(error)}"
+                error = DataError(reason, _WORKER_HINT)
             return {"record": [b""], "error": [pickle.dumps((type(error), *told(error)))]}
         return {"record": [to_text(record).encode()], "error": [b""]}
 
@@ -156,6 +175,11 @@ class _PartActor:
 def told(error: ResdeployError) -> tuple[str, str | None]:
     """Return the message and the hint of an error."""
     return str(error), error.hint
+
+
+def _last_line(error: Exception) -> str:
+    """Return the reason of an error of Ray, which is below a traceback."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 @contextmanager

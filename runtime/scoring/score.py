@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from resdeploy.bundle.bundle import open_bundle
-from resdeploy.errors import DataError, Interrupted, OutputError, Terminated
+from resdeploy.errors import DataError, Interrupted, OutputError, Terminated, needs_extra
 from resdeploy.file_locks import release_lock, take_lock
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import Environment, shown_path
@@ -19,6 +19,7 @@ from resdeploy.result_files.scoring import ScoringReport
 from resdeploy.runtime.scoring.engines import (
     PartWriter,
     RayOptions,
+    import_ray,
     score_locally,
     score_with_ray,
 )
@@ -73,9 +74,11 @@ def score_sources(
     Raises:
         BackendError, BundleError: The bundle cannot be used.
         DataError: A source cannot be read, or has changed meanwhile.
+        MissingDependencyError: PyArrow, Ray or the package of a store is not installed.
         OutputError: The result cannot be written, or cannot be resumed.
     """
     options = options or ScoringOptions()
+    _check_packages(options)
     opened, folder, start = open_bundle(bundle), OutputFolder(output), time.perf_counter()
     listed = SourceSummary()
     with progress("list", 0) as advance:
@@ -159,6 +162,15 @@ def score_sources(
             bundle=shown_path(bundle),
         ),
     )
+
+
+def _check_packages(options: ScoringOptions) -> None:
+    """Raise a MissingDependencyError before long work if a package is missing at its end."""
+    if options.format is TableFormat.PARQUET:
+        with needs_extra():
+            import pyarrow.parquet  # noqa: F401
+    if options.ray is not None:
+        import_ray()
 
 
 @contextmanager

@@ -40,6 +40,7 @@ NOT_RUN = {
     "resdeploy doctor": "depends on the machine; tests/runtime/diagnosis has its tests",
     "resdeploy explain --slow": "measures for 4 s at least; tests/runtime/diagnosis has its tests",
     "resdeploy preprocess": "takes long; tests/export/preprocessing_search has its tests",
+    "resdeploy score": "needs PyArrow, a store or Ray; tests/journeys runs it",
     "resdeploy serve": "runs until it is stopped; tests/runtime/serving starts it",
     "resdeploy train": "takes minutes; tests/journeys trains",
     "resdeploy export cifar10": "its network is not in the repository; tests/export has its tests",

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -66,15 +67,18 @@ def test_no_command_opens_a_connection(
 ) -> None:
     picture = next(path for path in sorted(image_data.rglob("*")) if path.is_file())
     bundle = tiny_bundle.path
+    table_format = "parquet" if find_spec("pyarrow") else "csv"
     commands = [
         ("inspect", tiny_checkpoint),
         ("export", tiny_checkpoint, "-o", "new.bundle", "--image-size", 32),
         ("verify", bundle),
         ("predict", bundle, picture),
+        ("score", bundle, image_data / "val", "-o", "scored", "--format", table_format),
         ("explain", bundle),
         ("report", bundle),
         ("doctor", bundle),
     ]
     assert connections(DRIVER.format(package="openvino"), tmp_path, commands) == []
     left = {path.name for path in tmp_path.iterdir()}
-    assert left <= {"trace", "new.bundle", "report.html", "cache"}  # no identifier in HOME
+    # No identifier in HOME.
+    assert left <= {"trace", "new.bundle", "report.html", "cache", "scored"}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,7 @@ def test_a_driver_that_is_killed_at_random_moments(tiny_bundle: Bundle, archive:
     assert not list(folder.rglob(".*"))
 
 
-def cluster_processes(driver: int, title: str) -> list[int]:
+def cluster_processes(driver: int, title: str = "") -> list[int]:
     """Return the processes below a driver whose title contains a text."""
     parents: dict[int, int] = {}
     titles: dict[int, str] = {}
@@ -200,7 +201,7 @@ def cluster_processes(driver: int, title: str) -> list[int]:
         above = process
         while above > 1 and above != driver:
             above = parents.get(above, 0)
-        if above == driver and title in titles[process]:
+        if above == driver != process and title in titles[process]:
             found.append(process)
     return found
 
@@ -223,7 +224,11 @@ def test_a_cluster_has_the_same_result_also_after_kills(tiny_bundle: Bundle, arc
 
     process = start("score", *ray, "-o", "driver", start_new_session=True)
     wait_for_parts(Path("driver"), process)
+    cluster = cluster_processes(process.pid)
     process.kill()
     process.communicate()
+    for orphan in cluster:  # Ray ends them, too, but not all at once
+        with suppress(ProcessLookupError):
+            os.kill(orphan, signal.SIGKILL)
     resume_until_complete((*ray, "-o", "driver"), Path("driver"), archive)
     assert sorted_table(Path("driver")).equals(sorted_table(Path("local")))

@@ -70,8 +70,10 @@ def test_values_are_those_of_the_scores() -> None:
 
 def test_json_lines_have_the_same_rows_as_parquet() -> None:
     for scores in (
-        make_scores(), make_scores(logits=False, top=1), make_scores(failed="b=a\nc\\xe9")
-    ):  # fmt: skip
+        make_scores(),
+        make_scores(logits=False, top=1),
+        make_scores(failed="b=a\nc\\xe9"),
+    ):
         assert written(TableFormat.JSONL, scores) == written(TableFormat.PARQUET, scores)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import repeat
@@ -16,10 +17,11 @@ import pytest
 from PIL import Image
 
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.errors import DataError, OutputError
+from resdeploy.errors import DataError, MissingDependencyError, OutputError
 from resdeploy.progress import Advance
 from resdeploy.runtime.file_predictions import FilePredictions, predict_files
 from resdeploy.runtime.model import load
+from resdeploy.runtime.scoring.engines import RayOptions
 from resdeploy.runtime.scoring.result_files import TableFormat
 from resdeploy.runtime.scoring.rows import PictureRow
 from resdeploy.runtime.scoring.score import ScoringOptions, score_sources
@@ -278,6 +280,23 @@ def test_an_engine_is_chosen_once(tiny_bundle: Bundle, photos: Path) -> None:
     assert '"backend": "onnxruntime-cpu"' in job.read_text()
     precision = Scorer(tiny_bundle.path, CPU).model.artifact.precision.value
     assert f'"precision": "{precision}"' in job.read_text()
+
+
+@pytest.mark.parametrize(("package", "changes"), [("pyarrow", {}), ("ray", {"ray": RayOptions()})])
+def test_a_missing_package_is_an_error_before_anything_is_scored(
+    package: str,
+    changes: dict[str, Any],
+    tiny_bundle: Bundle,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (package, f"{package}.parquet", f"{package}.data"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingDependencyError, match=f"this needs {package}"):
+        score_sources(tiny_bundle.path, ["photos"], "out", ScoringOptions(**changes))
+    assert not Path("out").exists()
+    csv = ScoringOptions(format=TableFormat.CSV)
+    assert score_sources(tiny_bundle.path, ["photos"], "csv", csv).rows == 24
 
 
 def test_few_rows_are_read_ahead(tiny_bundle: Bundle, photos: Path, colours: None) -> None:
