@@ -119,7 +119,7 @@ def score_with_ray(
     write = write.absolute()
     with _cluster(ray, options):
         ray.data.DataContext.get_current().enable_progress_bars = False
-        cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+        cpus = int(ray.cluster_resources().get("CPU", 1))
         workers = options.workers or max(1, cpus // options.worker_cpus)
         results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _PartActor,
