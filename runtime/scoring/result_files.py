@@ -9,6 +9,8 @@ from enum import Enum
 from itertools import chain
 from typing import Any
 
+import numpy as np
+
 from resdeploy.errors import needs_extra
 from resdeploy.json_documents import one_line
 from resdeploy.runtime.prediction_tables import safe_cell
@@ -78,14 +80,20 @@ def _csv(columns: Mapping[str, list[Any]], top: int, outputs: int) -> bytes:
             classes = [[safe_cell(name), *rest] for name, *rest in zip(label, *others)]
         path, *values = (safe_cell(columns[name][row] or "") for name in single)
         found = logits[row] if logits else None
-        numbers = [""] * count if found is None else found
+        numbers = [""] * count if found is None else _as_list(found)
         writer.writerow([path, *classes[0], *values, *chain(*classes[1:]), *numbers])
     return stream.getvalue().encode()
 
 
 def _jsonl(columns: Mapping[str, list[Any]], top: int, outputs: int) -> bytes:
     rows = (dict(zip(columns, values)) for values in zip(*columns.values()))
-    return "".join(f"{one_line(row)}\n" for row in rows).encode()
+    return "".join(
+        f"{one_line({name: _as_list(value) for name, value in row.items()})}\n" for row in rows
+    ).encode()
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 _WRITERS: Mapping[TableFormat, Callable[[Mapping[str, list[Any]], int, int], bytes]] = {

@@ -131,9 +131,10 @@ def score_sources(
                 "the sources have changed while they were scored",
                 "score again into another folder, when nothing writes them any more",
             )
-        if missing := sorted(records.keys() - complete_parts(folder).keys()):
+        sizes = folder.sizes()
+        if missing := [r.file for r in records.values() if sizes.get(r.file) != r.bytes]:
             raise OutputError(
-                f"{records[missing[0]].file}, which a worker wrote, is not in {output} here",
+                f"{missing[0]}, which a worker wrote, is not in {output} here",
                 "give a folder that all machines of the cluster share, or the URL of a store",
             )
     ordered = [records[number] for number in sorted(records)]

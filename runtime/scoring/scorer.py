@@ -133,7 +133,10 @@ class Scorer:
             raise KeyError(f"the batch has no column bytes or path, only {', '.join(batch)}")
         scores = self.score(rows, remote=any(is_remote(row) for row in rows))
         passed_on = {name: list(column) for name, column in batch.items() if name != "bytes"}
-        return {**passed_on, **prediction_columns(scores, self.model.labels)}
+        columns = prediction_columns(scores, self.model.labels)
+        if logits := columns.get("logits"):
+            columns["logits"] = [None if row is None else row.tolist() for row in logits]
+        return {**passed_on, **columns}
 
     def score(self, rows: Iterable[Row], *, remote: bool = False, stops: bool = False) -> Scores:
         """Return the predictions for rows, which are read and decoded while the engine computes.
@@ -190,7 +193,8 @@ def prediction_columns(scores: Scores, labels: Sequence[str]) -> dict[str, list[
     classified = iter(range(len(scores.indices)))
     places = [None if error is not None else next(classified) for error in scores.errors]
     indices, probabilities = scores.indices.tolist(), scores.probabilities.tolist()
-    logits = None if scores.logits is None else scores.logits.tolist()
+    # Arrays, because lists of Python's numbers would be eight times as large.
+    logits = None if scores.logits is None else list(scores.logits)
 
     def column(values: list[Any]) -> list[Any]:
         return [None if place is None else values[place] for place in places]
