@@ -13,6 +13,7 @@ from pathlib import Path
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.errors import DataError, Interrupted, OutputError, Terminated, needs_extra
 from resdeploy.file_locks import release_lock, take_lock
+from resdeploy.images.formats import warn_passed_over
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import Environment, shown_path
 from resdeploy.result_files.scoring import ScoringReport
@@ -84,6 +85,8 @@ def score_sources(
     with progress("list", 0) as advance:
         for part in list_parts(sources, options.columns, options.shard, listed):
             advance(part.count)
+    for source, passed_over in listed.passed_over.items():
+        warn_passed_over(source, passed_over)
     labels = opened.labels()
     outputs = label_outputs(listed, labels, required=options.columns.label is not None)
     asked = options.scorer

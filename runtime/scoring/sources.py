@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from resdeploy.errors import DataError, one_line_reason, remedy_for
 from resdeploy.images.folder import no_images, walk_pictures
-from resdeploy.images.formats import SUFFIXES, PictureFilter, warn_passed_over
+from resdeploy.images.formats import SUFFIXES, PictureFilter
 from resdeploy.readable_text import readable
 from resdeploy.runtime.scoring.rows import PictureRow
 from resdeploy.runtime.scoring.storage import (
@@ -77,6 +78,8 @@ class SourceSummary:
     """Number of files in folders that are hidden or no pictures."""
     labels: set[str] = field(default_factory=set)
     """Names of the true classes."""
+    passed_over: dict[str, Counter[str]] = field(default_factory=dict)
+    """Number of pictures and archives that are not read, by source and ending."""
     digest: str = ""
     """SHA-256 of the names, places, classes and stamps of all rows."""
 
@@ -103,7 +106,7 @@ def list_parts(
             yield found
 
     for source in sources:
-        for item in _rows(source, columns, size):
+        for item in _rows(source, columns, size, summary):
             if item is None:
                 summary.skipped += 1
                 continue
@@ -127,25 +130,27 @@ def list_parts(
     summary.digest = digest.hexdigest()
 
 
-def _rows(source: str, columns: ColumnNames, size: int) -> Iterator[PictureRow | TableSlice | None]:
+def _rows(
+    source: str, columns: ColumnNames, size: int, summary: SourceSummary
+) -> Iterator[PictureRow | TableSlice | None]:
     """Yield the rows of one source; None in place of each skipped file."""
     suffix = os.path.splitext(source)[1].lower()
     remote = is_url(source)
     if not source:
         raise DataError("the name of a source is empty", "name a folder, a file or a URL")
     if suffix == TAR:
-        yield from _tar_rows(source)
+        yield from _tar_rows(source, summary)
     elif suffix in TABLE_SUFFIXES:
         yield from table_rows(source, stamp_of(source), columns, size)
     elif remote and (source.endswith("/") or is_stored_folder(source)):
         yield from _stored_folder(source)
     elif not remote and os.path.isdir(local_path(source)):
-        yield from _local_folder(local_path(source))
+        yield from _local_folder(local_path(source), summary)
     else:
         yield PictureRow(path=readable(source), place=source, stamp=stamp_of(source))
 
 
-def _local_folder(folder: Path) -> Iterator[PictureRow | None]:
+def _local_folder(folder: Path, summary: SourceSummary) -> Iterator[PictureRow | None]:
     pictures, is_empty = PictureFilter(), True
     for found in walk_pictures(folder, pictures):
         if isinstance(found, DataError):  # rows would be missing without a word
@@ -161,7 +166,7 @@ def _local_folder(folder: Path) -> Iterator[PictureRow | None]:
         error = no_images(folder, pictures)
         hint = f"{error.hint}; name tar files and tables themselves, such as {folder}/*{TAR}"
         raise DataError(str(error), hint)
-    warn_passed_over(folder, pictures.passed_over)
+    summary.passed_over[str(folder)] = pictures.passed_over
 
 
 def _stored_folder(url: str) -> Iterator[PictureRow | None]:
@@ -180,7 +185,7 @@ def _stored_folder(url: str) -> Iterator[PictureRow | None]:
         raise DataError(reason, f"{hint}tables are named themselves")
 
 
-def _tar_rows(source: str) -> Iterator[PictureRow]:
+def _tar_rows(source: str, summary: SourceSummary) -> Iterator[PictureRow]:
     pictures, stamp, is_empty = PictureFilter(), stamp_of(source), True
     try:
         with open_file(source) as stream:
@@ -195,7 +200,7 @@ def _tar_rows(source: str) -> Iterator[PictureRow]:
     except OSError as error:
         reason = f"{source} cannot be read: {one_line_reason(error)}"
         raise DataError(reason, remedy_for(error, TAR_HINT)) from error
-    warn_passed_over(source, pictures.passed_over)
+    summary.passed_over[source] = pictures.passed_over
     if is_empty:
         reason = f"{source} holds no pictures"
         raise DataError(reason, f"add pictures that end in {', '.join(sorted(SUFFIXES))}")

@@ -327,3 +327,15 @@ def test_few_rows_are_read_ahead(tiny_bundle: Bundle, photos: Path, colours: Non
     scorer.model.backend = Counting()
     scores = scorer.score(rows())
     assert len(scores.paths) == taken == len(decoded) == 500
+
+
+def test_pictures_that_are_not_read_are_named_once(
+    tiny_bundle: Bundle, photos: Path, colours: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    (photos / "blue" / "old.tif").write_bytes(b"II*\0")
+    report = score_sources(tiny_bundle.path, [str(photos)], "out")
+    assert report.skipped == 1
+    assert [r.getMessage() for r in caplog.records if "passed over" in r.getMessage()] == [
+        f"{photos}: passed over 1 file (.tif 1); to use them, convert pictures to JPEG or PNG, and "
+        "unpack archives"
+    ]
