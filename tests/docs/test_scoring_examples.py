@@ -13,6 +13,7 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.runtime.scoring.score import score_sources
 from resdeploy.runtime.scoring.scorer import Scorer
 from tests.docs.pages import DOCS, tokens
+from tests.samples import write_images
 
 pytest.importorskip("pyarrow")
 EXAMPLES = [t.content for t in tokens(DOCS / "scoring.md") if t.info == "python"]
@@ -22,6 +23,13 @@ def example(word: str, folder: Path) -> str:
     """Return the example that has a word, with another folder in place of /shared."""
     (found,) = (text for text in EXAMPLES if word in text)
     return str(found).replace("/shared", str(folder))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return a folder with pictures in each of blue, green and red."""
+    write_images(tmp_path / "photos", 8, seed=2)
+    return tmp_path / "photos"
 
 
 @pytest.fixture
