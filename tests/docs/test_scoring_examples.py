@@ -80,7 +80,7 @@ def test_spark(names: dict[str, Any], photos: Path, tmp_path: Path) -> None:
     assert made["error"].isna().all()
 
 
-def test_pyarrow(tiny_bundle: Bundle, photos: Path, colours: None) -> None:
+def test_pyarrow(tiny_bundle: Bundle, photos: Path) -> None:
     score_sources(tiny_bundle.path, ["photos"], "predictions")
     scope: dict[str, Any] = {}
     exec(example("from pyarrow import dataset", Path()), scope)
