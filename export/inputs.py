@@ -14,6 +14,7 @@ from resdeploy.export.source.graph_network import load_graph_network
 from resdeploy.export.source.module import program_network
 from resdeploy.export.source.network import CheckpointNetwork, Network
 from resdeploy.export.source_preprocessing import choose_source_preprocessing
+from resdeploy.file_locks import is_locked
 from resdeploy.images.class_folders import (
     HeldOut,
     divide_again,
@@ -202,11 +203,18 @@ def read_source(
 def _check_latest() -> None:
     """Refuse an export without a finished run; log a warning if a newer run has not finished."""
     newest = next(iter(unfinished_runs()), None)
+    is_training = newest is not None and is_locked(newest.resolve())
     remedy = ways_to_go_on(newest) if newest else "run resdeploy train first"
+    if is_training:
+        remedy = f"wait until it ends; or stop it with Ctrl-C, and then, {remedy}"
     if not LATEST.exists():
         raise CheckpointError(
             f"there is no finished run here: {LATEST} does not exist"
-            + (f"; {newest} is unfinished" if newest else ""),
+            + (
+                f"; {newest} is {'being trained' if is_training else 'unfinished'}"
+                if newest
+                else ""
+            ),
             f"{remedy}; or name a checkpoint: resdeploy export SOURCE",
         )
     finished = LATEST / MODEL_JSON  # `load_checkpoint` refuses a run without it

@@ -37,6 +37,17 @@ def take_lock(path: Path, *, wait: bool = False) -> int:
     return handle
 
 
+def is_locked(path: Path) -> bool:
+    """Return True if a process holds the lock of a file or folder."""
+    try:
+        release_lock(take_lock(path))
+    except BlockingIOError:
+        return True
+    except OSError:  # it is gone, or there are no locks
+        return False
+    return False
+
+
 def release_lock(handle: int) -> None:
     """Release a lock that this process holds."""
     if handle in _handles:

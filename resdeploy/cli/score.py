@@ -180,7 +180,8 @@ def scoring_text(result: ScoringReport) -> str:
         low, high = found.interval
         lines.append(
             f"top-1 accuracy {found.percent:.2f} % (95 % interval {low:.2f} to {high:.2f} %) on "
-            f"{plural(found.rows, 'row')} with a true class"
+            f"{plural(found.rows, 'row')} with a true class; it is too high if the network has "
+            "learned some of these pictures"
         )
         errors = [cell for cell in found.confusion if cell[0] != cell[1]]
         lines += [

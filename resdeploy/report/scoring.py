@@ -33,7 +33,7 @@ def scoring_page(result: ScoringReport) -> Page:
         summary.append(
             f"Top-1 accuracy {found.percent:.2f} %, with a 95 % confidence interval from "
             f"{low:.2f} to {high:.2f} % (Wilson 1927), on {plural(found.rows, 'row')} with a true "
-            "class."
+            "class. It is too high if the network has learned some of these pictures."
         )
     if result.failed:
         summary.append(
