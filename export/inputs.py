@@ -205,16 +205,12 @@ def _check_latest() -> None:
     newest = next(iter(unfinished_runs()), None)
     is_training = newest is not None and is_locked(newest.resolve())
     remedy = ways_to_go_on(newest) if newest else "run resdeploy train first"
+    state = f"; {newest} is {'being trained' if is_training else 'unfinished'}" if newest else ""
     if is_training:
         remedy = f"wait until it ends; or stop it with Ctrl-C, and then, {remedy}"
     if not LATEST.exists():
         raise CheckpointError(
-            f"there is no finished run here: {LATEST} does not exist"
-            + (
-                f"; {newest} is {'being trained' if is_training else 'unfinished'}"
-                if newest
-                else ""
-            ),
+            f"there is no finished run here: {LATEST} does not exist{state}",
             f"{remedy}; or name a checkpoint: resdeploy export SOURCE",
         )
     finished = LATEST / MODEL_JSON  # `load_checkpoint` refuses a run without it

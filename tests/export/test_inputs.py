@@ -26,6 +26,7 @@ from resdeploy.export.golden_images import (
 )
 from resdeploy.export.inputs import ImagePools, read_source
 from resdeploy.export.source.network import TorchClassifier
+from resdeploy.file_locks import release_lock, take_lock
 from resdeploy.images.class_folders import hold_out, names_digest, read_image_folder
 from resdeploy.images.preprocessing import Preprocessing, image_digest
 from resdeploy.train.checkpoint.contents import Weights
@@ -215,6 +216,11 @@ def test_an_unfinished_run_is_named(run: Path, caplog: pytest.LogCaptureFixture)
     with pytest.raises(CheckpointError, match="; runs/half is unfinished") as caught:
         read_source(Path("runs/latest"))
     assert "resdeploy train --resume runs/half" in str(caught.value.hint)
+    lock = take_lock(half)
+    with pytest.raises(CheckpointError, match="; runs/half is being trained") as caught:
+        read_source(Path("runs/latest"))
+    assert str(caught.value.hint).startswith("wait until it ends; or stop it with Ctrl-C")
+    release_lock(lock)
     Path("runs/latest").symlink_to("one")
     os.utime(state, (0, 0))  # older than the finished one
     assert read_source(Path("runs/latest")).described == "runs/one (data, trained 2026-11-29)"
