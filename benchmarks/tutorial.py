@@ -52,12 +52,12 @@ def fill_outputs(page: str, folder: Path) -> str:
 
     def run(match: re.Match[str]) -> str:
         arguments = shlex.split(match[1])[1:]
-        start, used = time.monotonic(), processor_seconds()
+        start, used = time.monotonic(), children_seconds()
         done = subprocess.run(
             [sys.executable, "-c", COMMAND, *arguments], cwd=folder, check=True, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
         )  # fmt: skip
-        seconds, processor = time.monotonic() - start, processor_seconds() - used
+        seconds, processor = time.monotonic() - start, children_seconds() - used
         print(f"{seconds:.0f} s, {processor:.0f} s of the CPU: {match[1]}", file=sys.stderr)
         output = done.stdout.replace(f"{folder}/", "").replace(str(Path.home()), "~")
         return f"<!-- run -->\n```\n$ {match[1]}\n{wrap_messages(output.strip())}\n```\n"
@@ -65,7 +65,7 @@ def fill_outputs(page: str, folder: Path) -> str:
     return DATE.sub(datetime.now(UTC).date().isoformat(), BLOCK.sub(run, page))
 
 
-def processor_seconds() -> float:
+def children_seconds() -> float:
     """Return the time that all commands so far spent on processors."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

@@ -169,5 +169,6 @@ def _remedy(result: TargetResult) -> str:
         )
     return (
         "add images that do not calibrate, preferably in a folder val/ beside train/, and allow "
-        "enough time with --search-seconds"
+        "enough time with --search-seconds; or relax the target (resdeploy verify --data judges on "
+        "all images of a folder)"
     )

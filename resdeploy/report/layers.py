@@ -148,7 +148,7 @@ def remedy_lines(remedy: Remedy) -> list[str]:
         f"{plural(mixture.candidates, 'layer')} (additions included) in float ({names}), the SQNR "
         f"is {mixture.sqnr_db:.1f} dB instead of {remedy.sqnr_db:.1f} dB. "
         + (
-            "The search of the export measures on more images and may keep fewer."
+            "The search of the export measures on more images, and may keep fewer or more of them."
             if remedy.sufficient
             else f"{_missed_limit(mixture)}, so layers in float alone may not be enough."
         )
