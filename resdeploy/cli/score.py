@@ -9,7 +9,6 @@ from click import Choice, UsageError, argument, option
 
 from resdeploy.cli.options.common import (
     BACKEND,
-    FORCE,
     PRECISION,
     THREADS,
     FiniteRange,
@@ -83,7 +82,7 @@ RAY_OPTIONS = ("ray_address", "workers", "worker_cpus", "worker_gpus")
     "are labels of the bundle]",
 )
 @option("--report", type=PATH, help="Write a page with the result to this HTML file.")
-@FORCE
+@option("--force", is_flag=True, help="Replace the page of --report if it exists.")
 @option("--ray-address", help="Address of a cluster that exists.  [default: one on this machine]")
 @option(
     "--workers",
@@ -118,6 +117,8 @@ def score(
 
     Exit code: 0 if all rows were classified, 1 if one could not be.
     """
+    from resdeploy.bundle.bundle import REPORT, open_bundle
+    from resdeploy.bundle.quality import relevant_warnings
     from resdeploy.filesystem import refuse_existing_file
     from resdeploy.progress import progress_bar
     from resdeploy.runtime.scoring.engines import RayOptions
@@ -154,7 +155,10 @@ def score(
 
         write_scoring_page(report, result)
         text = f"{text}\nreport: {report}"
-    return CommandResult(result, text, ExitCode.FAILED if result.failed else ExitCode.OK)
+    graphs = {engine.partition(" on ")[0] for engine in result.engines}
+    warnings = relevant_warnings(open_bundle(bundle).manifest, graphs)
+    exit = ExitCode.FAILED if result.failed else ExitCode.OK
+    return CommandResult(result, text, exit, warnings=warnings, page=bundle / REPORT)
 
 
 @result_text

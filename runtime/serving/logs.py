@@ -65,7 +65,7 @@ class TerminalFormatter(logging.Formatter):
         if record.levelno == logging.WARNING:
             fields.pop("hint", None)  # `resdeploy verify` shows it
         text += ": " * bool(fields) + ", ".join(f"{name} {fields[name]}" for name in fields)
-        if record.levelno < logging.ERROR:
+        if record.levelno < logging.ERROR and not hasattr(record, "short"):  # which ends in a path
             text = shorten(text, MAX_LINE, placeholder=" ...")
         lines = (readable(text), readable(record.exc_text or "", keep="\n"))
         return "\n".join(filter(None, lines))

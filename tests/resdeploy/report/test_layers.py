@@ -88,7 +88,10 @@ def test_the_images_of_an_agreement_are_named(origin: QualityOrigin | None, imag
 @pytest.mark.parametrize(
     ("sufficient", "sqnr_db", "end"),
     [
-        (True, 31.2, "on more images, and may keep fewer or more of them."),
+        (
+            True, 31.2,
+            "The search of the export measures on more images, and may keep fewer or more of them.",
+        ),
         (False, 29.7, "It stays below 30 dB, so layers in float alone may not be enough."),
         (
             False, 31.2,
