@@ -63,8 +63,8 @@ OTHERS = {
     "shortcuts, on an Intel Xeon ([figure](training.md#network))",
     "gpu-h100.json": "latency of ResNet-34 on an NVIDIA H100, in ONNX Runtime and PyTorch "
     "([table](tensorrt.md#what-an-h100-showed))",
-    "scoring.json": "rows per second of `score` and of plain scripts with Ray Data and Daft, on two "
-    "cores of an AMD EPYC ([table](scoring.md#speed))",
+    "scoring.json": "rows per second of `score` and of plain scripts with Ray Data and Daft, on "
+    "two cores of an AMD EPYC ([table](scoring.md#speed))",
     "serving.json": "throughput and latency of the server and of LitServe and FastAPI, on two "
     "cores of an AMD EPYC ([tables](serving.md#what-was-measured))",
     "support.json": "accuracy, kernels and speed of networks of many kinds, on an AMD EPYC "
