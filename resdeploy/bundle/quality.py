@@ -53,6 +53,7 @@ NO_INT8_SHORTCUTS = "no --int8-shortcuts"
 QAT = "train --qat"
 IN_FLOAT = "use a graph in float"
 NO_BETTER = "no better than always predicting one class"
+TRAIN_AGAIN = f"train again, because the network is {NO_BETTER}"
 _MACHINES = {Encoding.TENSORRT: "GPU", Encoding.DLA: "DLA"}
 SHORTEST = 30  # characters of a shortened warning: names of graphs may begin it
 # Fewer images may all agree, with a probability above 5 %, although one prediction in ten changes.
@@ -97,6 +98,11 @@ def relevant_warnings(manifest: Manifest, artifacts: Collection[str]) -> tuple[E
         for warning in manifest.warnings
         if not warning.artifacts or not set(artifacts).isdisjoint(warning.artifacts)
     )
+
+
+def shows_no_learning(warnings: Iterable[ExportWarning]) -> bool:
+    """Return True if a warning says that the network has learned nothing."""
+    return any(NO_BETTER in warning.message for warning in warnings)
 
 
 def open_warnings(

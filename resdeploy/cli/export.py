@@ -13,9 +13,10 @@ from resdeploy.bundle.manifest import Precision, graph_name, with_use
 from resdeploy.bundle.quality import (
     ENOUGH_AGREEMENT,
     ENOUGH_SQNR_DB,
-    NO_BETTER,
+    TRAIN_AGAIN,
     action_text,
     judged_images,
+    shows_no_learning,
     warning_lines,
 )
 from resdeploy.cli.build import build_text
@@ -250,8 +251,8 @@ def export_text(result: ExportResult) -> str:
     lines += [repository_text(result.triton)] if result.triton else []
     shown = quote(str(result.bundle))
     step = f"resdeploy verify {shown}; resdeploy serve {shown}"
-    if any(NO_BETTER in warning.message for warning in result.warnings):
-        step = f"train again, because the network is {NO_BETTER}"
+    if shows_no_learning(result.warnings):
+        step = TRAIN_AGAIN
     return "\n".join([*lines, f"next: {step}"])
 
 

@@ -225,7 +225,7 @@ def train(
 
 @result_text
 def training_text(result: TrainingResult) -> str:
-    from resdeploy.bundle.quality import NO_BETTER
+    from resdeploy.bundle.quality import TRAIN_AGAIN
     from resdeploy.train.doubts import REMEDIES, chance_doubt
     from resdeploy.train.run.folder import REPORT
     from resdeploy.train.run.outcome import may_improve
@@ -253,5 +253,5 @@ def training_text(result: TrainingResult) -> str:
     if result.accuracy > result.baseline_accuracy:
         lines.append(f"next: resdeploy export {quote(str(result.run))} --fp16 --int8")
     else:
-        lines.append(f"next: train again, because the network is {NO_BETTER}; {REMEDIES}")
+        lines.append(f"next: {TRAIN_AGAIN}; {REMEDIES}")
     return "\n".join(lines)

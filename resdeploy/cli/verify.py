@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from click import argument, option
 
 from resdeploy.bundle.manifest import graph_name, with_use
-from resdeploy.bundle.quality import NO_BETTER, warning_lines
+from resdeploy.bundle.quality import TRAIN_AGAIN, shows_no_learning, warning_lines
 from resdeploy.cli.options.common import BACKEND, ISSUER, PRECISION, THREADS, FiniteRange
 from resdeploy.cli.options.console import PATH, CommandResult, command, exit_code, result_text
 from resdeploy.images.formats import unread_lines
@@ -68,8 +68,8 @@ def verify(bundle: Path, signer: str | None, issuer: str | None, **settings: Any
 
 def next_step(result: Verification, bundle: str) -> str:
     """Return the command after a verification that did not fail, and what it must not use yet."""
-    if any(NO_BETTER in warning.message for warning in result.warnings):
-        return f"train again, because the network is {NO_BETTER}"
+    if shows_no_learning(result.warnings):
+        return TRAIN_AGAIN
     undecided = [line for line in result.results if line.verdict.value == "inconclusive"]
     doubtful = any(warning.artifacts for warning in result.warnings)
     if not undecided and doubtful and result.max_drop is None:

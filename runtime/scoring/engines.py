@@ -17,10 +17,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from resdeploy.errors import DataError, ResdeployError, needs_extra, one_line_reason
+from resdeploy.filesystem import sha256
 from resdeploy.json_documents import decode, to_text
 from resdeploy.machine.device import available_cores
-from resdeploy.progress import Advance
-from resdeploy.runtime.scoring.job import PartRecord, part_record, save_part
+from resdeploy.progress import Advance, counted
+from resdeploy.runtime.scoring.job import PartRecord, save_part
 from resdeploy.runtime.scoring.result_files import TableFormat, table_bytes
 from resdeploy.runtime.scoring.rows import Row
 from resdeploy.runtime.scoring.scorer import Scorer
@@ -72,25 +73,24 @@ class PartWriter:
             DataError: A row cannot be scored, and `stops` is set; or a table cannot be read.
             BackendError, BundleError, OutputError: As their names say.
         """
-
-        def counted(rows: Iterable[Row]) -> Iterator[Row]:
-            for row in rows:
-                yield row
-                advance(1)
-
-        rows = part.rows if part.slice is None else part.slice.rows()
-        scores = self.scorer.score(counted(rows), remote=part.is_remote, stops=self.stops)
+        rows: Iterable[Row] = part.rows if part.slice is None else part.slice.rows()
+        scores = self.scorer.score(counted(rows, advance), remote=part.is_remote, stops=self.stops)
         failed = [path for path, error in zip(scores.paths, scores.errors) if error is not None]
         labels = self.scorer.model.labels
         data = table_bytes(
             self.format, scores, labels, self.bundle_sha256, labelled=bool(self.outputs)
         )
-        record = part_record(
-            part.number, f"part-{part.number:06}.{self.format.value}", data,
-            rows=len(scores.paths), failed=len(failed),
-            first_failed=failed[0] if failed else None, engine=scores.engine,
+        record = PartRecord(
+            number=part.number,
+            file=f"part-{part.number:06}.{self.format.value}",
+            bytes=len(data),
+            sha256=sha256(data),
+            rows=len(scores.paths),
+            failed=len(failed),
+            first_failed=failed[0] if failed else None,
+            engine=scores.engine,
             confusion=scores.confusion(self.outputs),
-        )  # fmt: skip
+        )
         save_part(OutputFolder(self.output), record, data)
         return record
 
@@ -132,8 +132,7 @@ def score_with_ray(
         try:
             for row in results.iter_rows():
                 if row["error"]:
-                    kind, message, hint = pickle.loads(row["error"])
-                    raise kind(message, hint)
+                    raise pickle.loads(row["error"])
                 record = decode(PartRecord, row["record"])
                 advance(record.rows)
                 yield record
@@ -168,13 +167,8 @@ class _PartActor:
             if not isinstance(error, ResdeployError):
                 reason = f"a worker has failed: {type(error).__name__}: {one_line_reason(error)}"
                 error = DataError(reason, _WORKER_HINT)
-            return {"record": [b""], "error": [pickle.dumps((type(error), *told(error)))]}
+            return {"record": [b""], "error": [pickle.dumps(error)]}
         return {"record": [to_text(record).encode()], "error": [b""]}
-
-
-def told(error: ResdeployError) -> tuple[str, str | None]:
-    """Return the message and the hint of an error."""
-    return str(error), error.hint
 
 
 def _last_line(error: Exception) -> str:

@@ -10,7 +10,6 @@ import re
 from dataclasses import dataclass, fields
 
 from resdeploy.errors import OutputError
-from resdeploy.filesystem import sha256
 from resdeploy.json_documents import decode, to_text
 from resdeploy.runtime.scoring.storage import OutputFolder
 
@@ -129,11 +128,6 @@ def save_part(output: OutputFolder, record: PartRecord, data: bytes) -> None:
     """
     output.write(record.file, data)
     output.write(f"{JOURNAL}/{record.number:06}.json", _text(record))
-
-
-def part_record(number: int, file: str, data: bytes, **facts: object) -> PartRecord:
-    """Return the record of a part with this content."""
-    return PartRecord(number=number, file=file, bytes=len(data), sha256=sha256(data), **facts)  # type: ignore[arg-type]
 
 
 def complete_parts(output: OutputFolder) -> dict[int, PartRecord]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from resdeploy.errors import ImageError
-from resdeploy.runtime.scoring.storage import read_picture
+from resdeploy.runtime.scoring.storage import is_url, read_picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,11 @@ class PictureRow:
             map(str, (self.path, self.place, self.label, self.offset, self.size, self.stamp))
         )
 
+    @property
+    def is_remote(self) -> bool:
+        """True if the picture is in a store, so that reading it means waiting."""
+        return is_url(self.place)
+
     def read(self) -> Path | bytes:
         """Return the path of the picture, or its content.
 
@@ -51,6 +57,7 @@ class ContentRow:
     path: str
     label: str | None
     content: bytes | None
+    is_remote: ClassVar[bool] = False
 
     def read(self) -> bytes:
         """Return the content of the picture.

@@ -17,7 +17,6 @@ from resdeploy.readable_text import readable
 from resdeploy.runtime.model import Model, load
 from resdeploy.runtime.picture_inference import ReadPicture, infer_pictures
 from resdeploy.runtime.scoring.rows import ContentRow, PictureRow, Row
-from resdeploy.runtime.scoring.storage import is_url
 
 REMOTE_READERS = 16  # threads that wait for a store; of local files, as many as cores
 
@@ -131,7 +130,7 @@ class Scorer:
             rows = [PictureRow(path=str(name), place=str(name)) for name in names]
         else:
             raise KeyError(f"the batch has no column bytes or path, only {', '.join(batch)}")
-        scores = self.score(rows, remote=any(is_remote(row) for row in rows))
+        scores = self.score(rows, remote=any(row.is_remote for row in rows))
         passed_on = {name: list(column) for name, column in batch.items() if name != "bytes"}
         columns = prediction_columns(scores, self.model.labels)
         if logits := columns.get("logits"):
@@ -181,11 +180,6 @@ class Scorer:
             logits=found if self.options.logits else None,
             engine=f"{model.artifact.name} on {model.backend.name}",
         )  # fmt: skip
-
-
-def is_remote(row: Row) -> bool:
-    """Return True if the picture of a row is in a store."""
-    return isinstance(row, PictureRow) and is_url(row.place)
 
 
 def prediction_columns(scores: Scores, labels: Sequence[str]) -> dict[str, list[Any]]:

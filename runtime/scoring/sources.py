@@ -57,7 +57,7 @@ class Part:
     @property
     def is_remote(self) -> bool:
         """True if pictures come from a store, so that reading them means waiting."""
-        return any(is_url(row.place) for row in self.rows)
+        return any(row.is_remote for row in self.rows)
 
     def absolute(self) -> Part:
         """Return the part with absolute paths, which mean the same in another folder."""
