@@ -13,13 +13,14 @@ from resdeploy.cli.options.common import (
     THREADS,
     FiniteRange,
     Integers,
+    LocalPath,
 )
 from resdeploy.cli.options.console import PATH, CommandResult, command, exit_code, result_text
 
 
 @command
-@argument("first")
-@argument("second")
+@argument("first", type=LocalPath(str))
+@argument("second", type=LocalPath(str))
 @option(
     "--data", type=PATH, help="Folder of labelled images.  [default: the golden images of FIRST]"
 )

@@ -21,6 +21,7 @@ from resdeploy.cli.options.common import (
     THREADS,
     FiniteRange,
     Integers,
+    LocalPath,
 )
 from resdeploy.cli.options.console import (
     PATH,
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 @command
 @argument("bundle", type=PATH)
-@argument("images", nargs=-1)
+@argument("images", type=LocalPath(str), nargs=-1)
 @option(
     "--camera",
     metavar="SOURCE",

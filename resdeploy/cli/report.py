@@ -6,13 +6,13 @@ from typing import Any
 
 from click import argument, option
 
-from resdeploy.cli.options.common import FORCE
+from resdeploy.cli.options.common import FORCE, LocalPath
 from resdeploy.cli.options.console import PATH, CommandResult, command
 from resdeploy.readable_text import readable
 
 
 @command
-@argument("sources", nargs=-1, required=True)
+@argument("sources", type=LocalPath(str), nargs=-1, required=True)
 @option("-o", "--output", type=PATH, help="File to write.  [default: report.html]")
 @option(
     "--markdown",

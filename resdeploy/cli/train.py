@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from click import Choice, argument, option
 
-from resdeploy.cli.options.common import FORCE, FiniteRange, Integers
+from resdeploy.cli.options.common import FORCE, FiniteRange, Integers, LocalPath
 from resdeploy.cli.options.console import PATH, CommandResult, command, reject_options, result_text
 from resdeploy.cli.options.preprocessing import preprocessing_options, take_settings
 from resdeploy.images.formats import unread_lines
@@ -26,7 +26,7 @@ BELOW_1 = FiniteRange(0, 1, below=True)
 
 
 @command
-@argument("data", required=False)
+@argument("data", type=LocalPath(str), required=False)
 @option("-o", "--output", "run", type=PATH, help="Run folder to write.  [default: runs/DATA-TIME]")
 @option(
     "--recipe",

@@ -103,6 +103,7 @@ resdeploy predict photos tiny.bundle
 resdeploy predict tiny.bundle broken.jpg
 resdeploy predict tiny.bundle notes.txt
 resdeploy predict tiny.bundle no-such.jpg
+resdeploy predict tiny.bundle https://pictures/cat.jpg
 resdeploy predict tiny.bundle --camera no-such-camera
 resdeploy predict tiny.bundle photos/val/blue/000.png --frames 3
 resdeploy predict tiny.bundle photos/val/blue/000.png --threads 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import pathlib
 import re
 from typing import Any
 
-from click import Choice, Context, FloatRange, IntRange, Parameter, option
+from click import Choice, Context, FloatRange, IntRange, Parameter, Path, option
 
 from resdeploy.readable_text import readable
 
@@ -39,6 +41,21 @@ class Integers(IntRange):
         if not re.fullmatch("[-+]?[0-9]+", str(value)):
             text = f"{readable(value)!r:.40} is not a plain integer in the range {_in_words(self)}."
             self.fail(text, param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class LocalPath(Path):
+    """A path that may be missing: functions that open it raise errors with hints. No URL."""
+
+    def __init__(self, path_type: type[Any] = pathlib.Path) -> None:
+        """Convert a path to `path_type`: `pathlib.Path`, or `str`."""
+        super().__init__(path_type=path_type, readable=False)
+
+    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> Any:
+        is_url = re.match("[A-Za-z][A-Za-z0-9+.-]*://", str(value))
+        if is_url and not os.path.lexists(value):
+            text = f"{readable(value)!r} is a URL; this must be the path of a local file or folder."
+            self.fail(f"{text} Download it first.", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -23,6 +23,7 @@ from click.core import ParameterSource
 from resdeploy import __version__
 from resdeploy.bundle.manifest import ExportWarning
 from resdeploy.bundle.quality import short_lines, warning_lines
+from resdeploy.cli.options.common import LocalPath
 from resdeploy.cli.options.variables import (
     add_variables,
     name_variable,
@@ -51,8 +52,7 @@ logger = logging.getLogger(__name__)
 HELP = {"help_option_names": ["-h", "--help"]}  # settings of each command and of the group
 SWAPPED_WORDS = 3  # in a hint, of which a shell may have written hundreds
 LOGGED_WARNINGS = 100  # in a document; a server may log any number
-PATH = click.Path(path_type=Path, readable=False)
-"""A path that may be missing or unreadable: functions that open it raise errors with hints."""
+PATH = LocalPath()
 
 
 # Without memory, nothing longer can be formatted.

@@ -497,6 +497,9 @@ def test_swapped_arguments_are_answered_with_the_right_command(tiny_bundle: Bund
         ("train x --weight-decay 1e", "'1e' is not a plain number in the range 0 or more."),
         ("train x --epochs ten", "'ten' is not a plain integer in the range 1 or more."),
         ("train x --momentum no", "'no' is not a plain number in the range 0 to below 1."),
+        ("train https://x/photos", "'https://x/photos' is a URL; this must be the path of a local"),
+        ("export hf://x/a.pth", "'hf://x/a.pth' is a URL; this must be the path of a local file"),
+        ("verify x --data s3://x/y", "'s3://x/y' is a URL; this must be the path of a local file"),
         ("predict x y --top 1.5", "'1.5' is not a plain integer in the range 1 to 100000."),
     ],
 )
