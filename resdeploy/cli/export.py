@@ -226,8 +226,8 @@ def refuse_arguments(
     check_int8_options(**{name: settings[name] for name in names})
     if output is not None:
         refuse_existing(output, force=force, marker=MANIFEST)
-    if not source.is_symlink() and str(source) != "runs/latest":
-        check_source(source)
+    if str(source) != "runs/latest":
+        check_source(source.resolve() if source.is_symlink() else source)
     if settings["labels"] is not None:
         read_labels(settings["labels"], ExportError)
     if settings["preprocessing"] not in (None, Path("auto")):
