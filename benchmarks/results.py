@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from resdeploy.result_files.provenance import Environment
-from resdeploy.tables import NONE
+from resdeploy.tables import DROP, NONE
 
 QUANTIZATION = "resdeploy.quantization/2"
 QUANTIZATION_DATA = "CIFAR-10"  # the folder in the command of docs/results/quantization.json
 TRAINING = "resdeploy.training/1"
 SUPPORT = "resdeploy.support/1"
 QUANTIZATION_HEAD = [
-    "quantiser", "top-1", "drop", "agreement", "range", "SQNR", "SQNR, 5th percentile",
+    "quantiser", "top-1", DROP, "agreement", "range", "SQNR", "SQNR, 5th percentile",
     "processor time",
     "INT8 convs", "memory",
 ]  # fmt: skip
 SUPPORT_HEAD = [
-    "network", "source", "FP32 top-1", "INT8 convs", "agreement", "SQNR", "drop", "bit-exact",
+    "network", "source", "FP32 top-1", "INT8 convs", "agreement", "SQNR", DROP, "bit-exact",
     "speed-up", "engines",
 ]  # fmt: skip
 # Convolutions of ONNX Runtime's optimised graphs that compute in float.

@@ -119,6 +119,15 @@ class Source:
         """Return the record of the images that the training held out, if there is one."""
         return self.run.held_out if self.run else None
 
+    @property
+    def validation_data(self) -> Path | None:
+        """Return the folder of the run's data, which has validation images, if it is there."""
+        if self.run is None or not self.pools.golden or not Path(self.run.data).is_dir():
+            return None
+        data = Path(self.run.data)
+        shown = Path(shown_path(data))
+        return shown if shown.resolve() == data.resolve() else data
+
     def classes_of(self, paths: Sequence[Path]) -> list[int] | None:
         """Return the class of each image, or None if that of any is not known."""
         classes = [self.classes.get(path) for path in paths]

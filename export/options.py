@@ -5,8 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from resdeploy.errors import CalibrationError, ExportError
-from resdeploy.train.checkpoint.file_kind import AN_ONNX_GRAPH, describe_foreign_file
-from resdeploy.train.checkpoint.run import recorded_run
+from resdeploy.train.checkpoint.file_kind import (
+    AN_ONNX_GRAPH,
+    describe_foreign_file,
+    refuse_foreign_file,
+    refuse_missing,
+)
+from resdeploy.train.checkpoint.run import read_run, recorded_run
+
+OTHER_SOURCES = (".onnx", ".pt2", ".json")  # a graph, a program, or an index of several files
 
 
 def check_int8_options(
@@ -36,6 +43,20 @@ def check_int8_options(
     for option, used in needs_int8.items():
         if used and not int8:
             raise ExportError(f"{option} applies only to INT8 graphs", "add --int8")
+
+
+def check_source(source: Path) -> None:
+    """Check the kind of a file or folder; the checks of `load_network` are more complete.
+
+    Raises:
+        CheckpointError: It is missing, or neither a run nor a file of weights, a graph or a
+            program.
+    """
+    refuse_missing(source)
+    if source.is_dir() and not (source / "config.json").exists():  # of Hugging Face
+        read_run(source)
+    elif source.is_file() and source.suffix.lower() not in OTHER_SOURCES:
+        refuse_foreign_file(source)
 
 
 def check_calibration_source(source: Path, calibration_data: Path | None) -> None:

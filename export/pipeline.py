@@ -60,7 +60,7 @@ from resdeploy.export.quantization.held_out import (
     draw_held_out_images,
     require_images,
 )
-from resdeploy.export.quantization.judge import Judgement, judge
+from resdeploy.export.quantization.judge import Judgement, duration_line, judge
 from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.source.network import CheckpointNetwork, Network
 from resdeploy.export.source_preprocessing import preprocessing_warnings, remedy_of
@@ -158,6 +158,8 @@ class ExportResult:
     """True if neither the source nor an option names the classes."""
     engines: tuple[BuildReport, ...]
     triton: TritonRepository | None
+    data: Path | None
+    """Data of the run, for `resdeploy verify --data`; None if it is not there."""
     seconds: float
     schema: str = "resdeploy.export/1"
 
@@ -287,6 +289,7 @@ def export(
         labels_are_assumed=source.labels == default_labels(len(source.labels)),
         engines=engines,
         triton=triton,
+        data=source.validation_data,
         seconds=time.perf_counter() - start,
     )
 
@@ -335,7 +338,11 @@ def _calibrate(
         folds=len(calibration.folds),
     ):  # fmt: skip
         logger.info("%s", sentence)
+    start = time.perf_counter()
     calibration = with_rounded_weights(calibration, progress)
+    rounding = time.perf_counter() - start
+    if told := duration_line(rounding, len(calibration.folds), config.search_seconds):
+        logger.info("%s", told)
     used = {*golden_digests, *calibration.digests, *calibration.selection_digests}
     with progress("reading held-out images", 0):
         held_out = draw_held_out_images(

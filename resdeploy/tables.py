@@ -38,6 +38,10 @@ def factor(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
+DROP = "drop (+: worse)"
+"""Head of a column with accuracy drops in percentage points, whose sign alone tells too little."""
+
+
 def signed(value: float, decimals: int) -> str:
     """Return a number with its sign, which is a plus for all that is rounded to 0."""
     return f"{round(value, decimals) + 0.0:+.{decimals}f}"

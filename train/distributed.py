@@ -5,6 +5,7 @@ Source: the environment variables in PyTorch's documentation of `torch.distribut
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,12 @@ from torch import Tensor
 
 from resdeploy.errors import TrainingError
 from resdeploy.filesystem import sha256
+from resdeploy.machine.conditions import load_average
+from resdeploy.machine.device import available_cores
+from resdeploy.machine.host import Host
+from resdeploy.tables import plural
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,9 @@ def connect_processes() -> Iterator[Process]:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = _device(local_rank)
     if count == 1:
+        threads = torch.get_num_threads() if device.type == "cpu" else 1
+        if told := busy_cores(load_average(Host()), available_cores(), threads):
+            logger.info("%s", told)
         yield Process(0, 1, device)
         return
     try:
@@ -92,6 +102,20 @@ def connect_processes() -> Iterator[Process]:
         yield Process(rank, count, device, host_group)
     finally:
         dist.destroy_process_group()
+
+
+def busy_cores(load: float | None, cores: int, threads: int) -> str | None:
+    """Return advice if `threads` would train on `cores` that other processes use.
+
+    `load` is the load average of the last minute, None if it is not known.
+    """
+    if load is None or load < cores or threads == 1:
+        return None
+    return (
+        f"the load average is {load:.1f} on {plural(cores, 'core')}: while other processes use "
+        "them, the threads of PyTorch wait for each other, which can make a training ten times "
+        "slower; to avoid this, stop it with Ctrl-C, and start it with OMP_NUM_THREADS=1"
+    )
 
 
 def _device(local_rank: int) -> torch.device:

@@ -128,7 +128,7 @@ def resume(
         data=data or record.config.data,
         workers=record.config.workers if workers is None else workers,
     )
-    with connect_processes() as process, output.locked_run(folder, process, force=True):
+    with connect_processes() as process, output.locked_run(folder, process, resumed=True):
         state = run_folder.load_state(folder, record)
         metrics = run_folder.load_metrics(folder, state.position.epochs_done, finish=finish)
         start = state.quantized_start() if config.qat else None

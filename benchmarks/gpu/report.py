@@ -13,7 +13,7 @@ from resdeploy.benchmark_process.worker_process import Rounds
 from resdeploy.bundle.operation_counts import BYTES_RULE, FLOPS_RULE, WorkTotals
 from resdeploy.runtime.bench.rounds import medians
 from resdeploy.statistics import ratio_interval
-from resdeploy.tables import NONE, table
+from resdeploy.tables import DROP, NONE, table
 
 EAGER = ("pytorch-eager", "fp32")
 COMPILED = ("pytorch-compile", "fp16")
@@ -165,7 +165,7 @@ def engines_text(engines: Sequence[Mapping[str, Any]]) -> str:
 def checks_text(rows: Sequence[GpuResult]) -> str:
     """Return a table with a line for each contender whose outputs were checked."""
     head = [
-        "contender", "graph", "batch", "golden", "SQNR", "limit", "agreement", "top-1", "drop",
+        "contender", "graph", "batch", "golden", "SQNR", "limit", "agreement", "top-1", DROP,
         "upper bound (95 %)", "images",
     ]  # fmt: skip
     lines = [

@@ -22,9 +22,11 @@ from resdeploy.export.quantization.result import Calibration, Fold
 from resdeploy.export.quantization.simulate import run_graph
 from resdeploy.progress import Progress, named
 from resdeploy.statistics import sqnr_db
+from resdeploy.tables import plural
 
 logger = logging.getLogger(__name__)
 
+ANNOUNCED_SECONDS = 60.0
 IMAGES_AT_ONCE = 512  # opening the graphs then takes little of the time, also at 32 pixels
 
 
@@ -115,6 +117,22 @@ def judge(
         classes=everything.classes,
         origin=QualityOrigin.CROSS_VALIDATION if crossed else QualityOrigin.HELD_OUT,
     )
+
+
+def duration_line(rounding: float, folds: int, seconds: float) -> str | None:
+    """Return an estimate of the duration of `judge`, and how to shorten it, if it takes minutes.
+
+    Args:
+        rounding: Seconds in which the weights of the bundle were rounded. Those of each fold are
+            rounded in about this time, in which the rest of its judgement hardly counts.
+        folds: Number of folds.
+        seconds: Longest duration of the judgement.
+    """
+    judged = min(folds, max(1, math.floor(seconds / rounding))) if folds else 0
+    if (total := judged * rounding) < ANNOUNCED_SECONDS:
+        return None
+    line = f"judging the INT8 graphs takes about {plural(round(total / 60), 'minute')}"
+    return line + ("; shorter, on fewer images: --search-seconds 60" if judged > 1 else "")
 
 
 def _report_time(

@@ -73,7 +73,7 @@ class FloatLayers:
     """Images of the search with the same predicted class as FP32, in percent; flattering, because
     the layers were chosen on these images."""
     drop: float
-    """Drop in accuracy against FP32 on these images, in percentage points."""
+    """Drop in accuracy against FP32 on these images, in percentage points; negative if it rose."""
     agreement_before: float
     """Agreement with all layers in INT8, in percent."""
     images: int
@@ -121,7 +121,7 @@ class TradeOffPoint:
     """Images with the same predicted class as FP32, in percent; None if no images chose between
     graphs."""
     drop: float | None
-    """Drop in accuracy against FP32, in percentage points; None if it was not measured."""
+    """Drop in accuracy against FP32, in percentage points; negative if it rose, None if unknown."""
     images: int
     """Number of images on which `agreement` and `drop` were measured."""
     p50_ms: float | None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from click import BadParameter, Choice, UsageError, argument, option
 
 from resdeploy.benchmark_process.roofline import ABOVE_LIMIT
-from resdeploy.bundle.manifest import graph_name
+from resdeploy.bundle.manifest import Encoding, Precision, graph_name
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.options.common import FORCE, LONGEST_SECONDS, THREADS, FiniteRange, Integers
 from resdeploy.cli.options.console import PATH, CommandResult, command, result_text
@@ -18,6 +20,10 @@ from resdeploy.tables import NONE, factor, plural, table
 
 if TYPE_CHECKING:
     from resdeploy.result_files.benchmark import Benchmark, ImageEnergy, Timing
+
+
+ONNX_RUNTIME = "onnxruntime-cpu"  # the engine that `resdeploy explain --slow` measures
+FAST = 1.5  # smallest speed-up of INT8 against FP32 that needs no explanation
 
 
 def _parse_percentage(context: object, parameter: object, text: str) -> float:
@@ -113,7 +119,25 @@ def bench(
     result = run_benchmark(open_bundle(bundle), config, progress=progress_bar)
     if output is not None:
         write_document(output, result)
-    return CommandResult(result, benchmark_text(result))
+    lines = [benchmark_text(result), *slow_int8_lines(result.results, bundle)]
+    return CommandResult(result, "\n".join(lines))
+
+
+def slow_int8_lines(timings: Sequence[Timing], bundle: Path) -> list[str]:
+    """Return the command that tells why INT8 is hardly faster, if it is on ONNX Runtime."""
+    speedups = {
+        graph_name(timing.precision, timing.encoding): timing.speedup
+        for timing in timings
+        if timing.contender == ONNX_RUNTIME and timing.speedup is not None
+    }
+    name = graph_name(Precision.INT8, Encoding.CPU)
+    fp32, int8 = speedups.get(graph_name(Precision.FP32, Encoding.FLOAT)), speedups.get(name)
+    if fp32 is None or int8 is None or int8 / fp32 >= FAST:
+        return []
+    return [
+        f"why {name} is only {factor(int8 / fp32)}x as fast as fp32: resdeploy explain --slow "
+        f"{quote(str(bundle))}"
+    ]
 
 
 SPEEDUP_RULE = (

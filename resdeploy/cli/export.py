@@ -211,17 +211,27 @@ def refuse_arguments(
 ) -> None:  # fmt: skip
     """Check what needs no PyTorch, which takes seconds to load; the export repeats it."""
     from resdeploy.bundle.manifest import MANIFEST
-    from resdeploy.export.options import check_calibration_source, check_int8_options
+    from resdeploy.errors import ExportError
+    from resdeploy.export.options import (
+        check_calibration_source,
+        check_int8_options,
+        check_source,
+    )
     from resdeploy.filesystem import refuse_existing
+    from resdeploy.images.class_folders import read_labels
     from resdeploy.images.folder import require_folder
-    from resdeploy.train.checkpoint.file_kind import refuse_missing
+    from resdeploy.images.preprocessing_files import read_preprocessing_file
 
     names = ("int8", "dla", "min_agreement", "max_drop", "target_ms")
     check_int8_options(**{name: settings[name] for name in names})
     if output is not None:
         refuse_existing(output, force=force, marker=MANIFEST)
-    if not source.is_symlink() and str(source) != "runs/latest":
-        refuse_missing(source)
+    if str(source) != "runs/latest":
+        check_source(source.resolve() if source.is_symlink() else source)
+    if settings["labels"] is not None:
+        read_labels(settings["labels"], ExportError)
+    if settings["preprocessing"] not in (None, Path("auto")):
+        read_preprocessing_file(settings["preprocessing"])
     if settings["int8"]:
         check_calibration_source(source, settings["calibration_data"])
     for folder in (settings["calibration_data"], golden_data):
@@ -250,7 +260,8 @@ def export_text(result: ExportResult) -> str:
         )
     lines += [repository_text(result.triton)] if result.triton else []
     shown = quote(str(result.bundle))
-    step = f"resdeploy verify {shown}; resdeploy serve {shown}"
+    data = f" --data {quote(str(result.data))}" if result.data else ""
+    step = f"resdeploy verify {shown}{data}; resdeploy serve {shown}"
     if shows_no_learning(result.warnings):
         step = TRAIN_AGAIN
     return "\n".join([*lines, f"next: {step}"])

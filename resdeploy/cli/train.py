@@ -226,6 +226,7 @@ def train(
 @result_text
 def training_text(result: TrainingResult) -> str:
     from resdeploy.bundle.quality import TRAIN_AGAIN
+    from resdeploy.train.checkpoint.run import resume_command
     from resdeploy.train.doubts import REMEDIES, chance_doubt
     from resdeploy.train.run.folder import REPORT
     from resdeploy.train.run.outcome import may_improve
@@ -244,14 +245,17 @@ def training_text(result: TrainingResult) -> str:
             f"the saved network is that of epoch {result.best_epoch}, the most accurate one"
         )
     elif may_improve(result.best_epoch, result.epochs, result.stopped):
-        lines.append("the last epoch is the most accurate one, so more --epochs may help")
+        advice = "a new training with more --epochs may help"
+        if result.stopped:
+            advice = f"its other epochs may help: {resume_command(result.run)}"
+        lines.append(f"the last epoch is the most accurate one, so {advice}")
     lines += unread_lines(result.unreadable, result.passed_over)
     doubt = chance_doubt(result.accuracy, result.val_images, result.baseline_accuracy)
     lines += [doubt] if doubt else []
     report = result.run / REPORT
     lines.append(f"report: {report}")
     if result.accuracy > result.baseline_accuracy:
-        lines.append(f"next: resdeploy export {quote(str(result.run))} --fp16 --int8")
+        lines.append(f"next: resdeploy export {quote(str(result.run))} --int8")
     else:
         lines.append(f"next: {TRAIN_AGAIN}; {REMEDIES}")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from resdeploy.cli.options.common import BACKEND, ISSUER, PRECISION, THREADS, Fi
 from resdeploy.cli.options.console import PATH, CommandResult, command, exit_code, result_text
 from resdeploy.images.formats import unread_lines
 from resdeploy.readable_text import readable
-from resdeploy.tables import joined, plural, signed, table
+from resdeploy.tables import DROP, joined, plural, signed, table
 
 if TYPE_CHECKING:
     from resdeploy.result_files.verification import ArtifactResult, Verification
@@ -123,7 +123,7 @@ def verification_text(result: Verification) -> str:
         ]
         for line in result.results
     ]
-    labelled = ["drop, points", "95 % bound", "top-1"] if with_labels else []
+    labelled = [DROP, "95 % bound", "top-1"] if with_labels else []
     figures = [*labelled, "agreement", *(["SQNR"] if with_labels else []), "SQNR on golden images"]
     lines = [table(["backend", "graph", "verdict", *figures], rows)]
     lines += warning_lines(result.warnings)

@@ -10,7 +10,7 @@ from resdeploy.report.confusion import confusion_blocks
 from resdeploy.report.graphs import SQNR_TEXT
 from resdeploy.result_files.verification import ArtifactResult, Rule, Verification
 from resdeploy.statistics import MAX_IMAGES, Verdict, wilson_interval
-from resdeploy.tables import NONE, joined, percentage, plural, signed
+from resdeploy.tables import DROP, NONE, joined, percentage, plural, signed
 
 
 def golden_cell(line: ArtifactResult) -> str:
@@ -127,7 +127,7 @@ def _accuracy(result: Verification) -> Table:
         "accuracy of FP32 less that of the graph, in percentage points. "
         "95 % bound: the true drop is not larger, with 95 % confidence. Top-1: share of the images "
         "whose most likely class is the label, with its 95 % confidence interval.",
-        head=("graph", "backend", "verdict", "drop", "95 % bound", "top-1", "95 % interval"),
+        head=("graph", "backend", "verdict", DROP, "95 % bound", "top-1", "95 % interval"),
         rows=tuple(rows),
     )
 

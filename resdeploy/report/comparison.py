@@ -16,7 +16,7 @@ from resdeploy.result_files.comparison import (
     LayerChange,
 )
 from resdeploy.statistics import Verdict
-from resdeploy.tables import NONE, percentage, plural, signed, table
+from resdeploy.tables import DROP, NONE, percentage, plural, signed, table
 
 MAX_LAYER_NAMES = 8
 
@@ -149,7 +149,7 @@ def _accuracy(result: Comparison) -> list[Table]:
     ]
     metric = "top-1" if by_labels else "agreement"
     head = (
-        "graph", "backend", "verdict", "drop", "95 % bounds", f"{metric}, first", "second",
+        "graph", "backend", "verdict", DROP, "95 % bounds", f"{metric}, first", "second",
         "images to decide",
     )  # fmt: skip
     measured = "Top-1 accuracy" if by_labels else "Agreement with PyTorch"

@@ -9,7 +9,7 @@ from resdeploy.bundle.calibration_record import TradeOffPoint
 from resdeploy.bundle.manifest import Encoding, Precision, graph_name
 from resdeploy.pages.blocks import Block, Figure, Table, Text
 from resdeploy.pages.svg import PlotPoint, scatter
-from resdeploy.tables import NONE, percentage, plural, signed
+from resdeploy.tables import DROP, NONE, percentage, plural, signed
 
 SHAPES = {Encoding.FLOAT: 2, Encoding.CPU: 0, Encoding.TENSORRT: 1}
 
@@ -121,7 +121,7 @@ def _table(points: Sequence[TradeOffPoint], costs: _Costs) -> Table:
         caption=f"{costs.caption} Agreement: share of the images of the search with the same "
         "predicted class as FP32; other images judge the finished graphs, because this choice "
         f"favours them here.{drop_text} {count}; those of the bundle are highlighted.",
-        head=("graph", "agreement", costs.column, *(("drop",) if drop_known else ()), "images"),
+        head=("graph", "agreement", costs.column, *((DROP,) if drop_known else ()), "images"),
         rows=tuple(
             (
                 f"{number}: {_setting(point)}",

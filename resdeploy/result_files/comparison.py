@@ -64,6 +64,7 @@ class AccuracyChange:
     gained: int
     """The number of images that only the second bundle classifies correctly."""
     drop: float
+    """Drop from `first` to `second`, in percentage points; negative if accuracy rose."""
     drop_low: float
     """One-sided lower 95 % confidence bound of the drop; `drop_high` is the upper bound. Both are 0
     for FP32 graphs of the same weights and pre-processing of which no prediction differs."""

@@ -32,7 +32,7 @@ class ArtifactResult:
     baseline_top1: float | None = None
     """Top-1 accuracy of the bundle's FP32 graph on the same images, in percent."""
     drop: float | None = None
-    """Accuracy drop against the baseline, in percentage points."""
+    """Accuracy drop against the baseline, in percentage points; negative if accuracy rose."""
     drop_upper95: float | None = None
     """One-sided upper 95 % confidence bound of the drop; `drop_lower95` is the lower bound."""
     drop_lower95: float | None = None

@@ -114,6 +114,16 @@ def test_a_run_whose_data_was_moved_has_no_images(run: Path) -> None:
     assert read_source(run).pools == ImagePools()
 
 
+def test_the_data_of_a_run_is_named_as_long_as_it_is_there(
+    run: Path, image_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_source(run).validation_data == image_data
+    monkeypatch.chdir(image_data.parent)
+    assert read_source(run).validation_data == Path(image_data.name)
+    image_data.rename(tmp_path / "moved")
+    assert read_source(run).validation_data is None
+
+
 def test_a_checkpoint_without_metadata_has_default_values(tiny_checkpoint: Path) -> None:
     source = read_source(tiny_checkpoint)
     assert source.labels == ("class 0", "class 1", "class 2")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from resdeploy.errors import TrainingError
-from resdeploy.train.distributed import Process, connect_processes
+from resdeploy.train.distributed import Process, busy_cores, connect_processes
 from resdeploy.train.run import folder as run_folder
 from tests.forked import Forked
 from tests.train.batch_norm_worker import PARTS, global_batch, loss_of, make_network
@@ -30,6 +30,16 @@ def fork_two(code: str, *arguments: object) -> list[Forked]:
         Forked(*arguments, code=code, environment={**shared, "RANK": str(rank)})
         for rank in range(2)
     ]
+
+
+def test_a_training_on_busy_cores_names_the_remedy() -> None:
+    told = busy_cores(7.44, cores=2, threads=2)
+    assert told is not None
+    assert told.startswith("the load average is 7.4 on 2 cores")
+    assert "OMP_NUM_THREADS=1" in told
+    assert busy_cores(1.9, cores=2, threads=2) is None
+    assert busy_cores(7.4, cores=2, threads=1) is None  # it has no threads that wait
+    assert busy_cores(None, cores=2, threads=2) is None
 
 
 def test_a_single_process_exchanges_nothing() -> None:

@@ -15,7 +15,7 @@ from resdeploy.missing_paths import missing_path_hint
 
 HEAD_BYTES = 1024
 _AGAIN = "copy or download the file again"
-_OTHER = "give weights of PyTorch: a .pth, .ckpt, .bin or .safetensors file"
+_OTHER = "give a run folder, or weights of PyTorch: a .pth, .ckpt, .bin or .safetensors file"
 _CONVERT = "convert its weights to a state dict of PyTorch"
 _UNPACK = "unpack it, and give the path of the file inside"
 _ONNX = "give the checkpoint of PyTorch from which the engine was built"

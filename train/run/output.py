@@ -45,10 +45,13 @@ def check_outside(folder: Path, data: str) -> None:
 
 
 @contextmanager
-def locked_run(folder: Path, process: Process, *, force: bool) -> Iterator[None]:
+def locked_run(
+    folder: Path, process: Process, *, force: bool = False, resumed: bool = False
+) -> Iterator[None]:
     """Create a run folder if it is missing, and keep other trainings out of it.
 
-    Without `force`, a run that another training has written since `check_new_run` is an error.
+    A run that another training has written since `check_new_run` is an error, unless `force` is set
+    or the run is `resumed`.
     Only the main process of a training holds the lock.
 
     Raises:
@@ -57,7 +60,8 @@ def locked_run(folder: Path, process: Process, *, force: bool) -> Iterator[None]
     if not process.is_main:
         yield
         return
-    lock, hint = -1, "wait until it ends, or choose another folder with -o"
+    other = "stop it with Ctrl-C first" if resumed else "choose another folder with -o"
+    lock, hint = -1, f"wait until it ends, or {other}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = take_lock(folder.resolve())
@@ -71,7 +75,7 @@ def locked_run(folder: Path, process: Process, *, force: bool) -> Iterator[None]
             folder, one_line_reason(error),
         )  # fmt: skip
     try:
-        if not force and (folder / STATE_JSON).exists():
+        if not (force or resumed) and (folder / STATE_JSON).exists():
             raise OutputError(f"another training has written {folder} meanwhile", hint)
         yield
     finally:

@@ -11,6 +11,7 @@ from resdeploy.train.run.folder import EpochMetrics, RunPosition
 
 RATE_STEPS, RATE_SECONDS = 10, 10.0  # from which on the rate is known
 VAL_COST = 1 / 3  # of an image, without the backward pass, which costs twice the forward one
+STOPPING = "Ctrl-C saves it, and names the commands to continue or to end with the best epoch"
 ROW = "{:>9}{:>9}{:>10}{:>10}{:>10}{:>9}{:>11}"
 HEADER = ROW.format("epoch", "loss", "val loss", "top-1", "images/s", "loading", "time left")
 
@@ -51,7 +52,8 @@ class DurationEstimate:
         shorter += ["--image-size 128"] if pixel_count(config.image_size) > 128**2 else []
         longest = f"{plural(minutes, 'minute')} for at most {plural(config.epochs, 'epoch')}"
         shorter.append("fewer --epochs")
-        return f"about {longest}; shorter: {', '.join(shorter)}" if minutes > 5 else ""
+        told = f"about {longest}; shorter: {', '.join(shorter)}; {STOPPING}"
+        return told if minutes > 5 else ""
 
 
 def _duration(seconds: float) -> str:

@@ -95,7 +95,7 @@ def training_page(
         lead=f"{network}, {plural(len(images.classes), 'class')}; training run {name}, "
         f"{made_text(environment)}",
         recommendation="Next, export the network:" if has_learned else "",
-        commands=(f"resdeploy export {quote(name)} --fp16 --int8",) if has_learned else (),
+        commands=(f"resdeploy export {quote(name)} --int8",) if has_learned else (),
         summary=(
             f"Trained on {outcome.train_images:,} images; measured on {measured:,} validation "
             f"images (95 % interval {low:.1f} to {high:.1f} %){chosen}.",

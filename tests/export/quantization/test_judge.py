@@ -19,7 +19,7 @@ from resdeploy.export.inputs import Source, read_source
 from resdeploy.export.quantization import judge as module
 from resdeploy.export.quantization.calibrate import LEARNED, calibrate, choose_ranges, with_dla
 from resdeploy.export.quantization.held_out import HeldOutImages, draw_held_out_images
-from resdeploy.export.quantization.judge import judge
+from resdeploy.export.quantization.judge import duration_line, judge
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.quantization.simulate import run_graph
@@ -45,6 +45,25 @@ def calibration(source: Source) -> Calibration:
 @pytest.fixture(scope="module")
 def held_out(source: Source, calibration: Calibration) -> HeldOutImages:
     return draw_held_out_images(source, 0, 24, used=calibration.digests)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "limit", "minutes", "shorter"),
+    [
+        (81.5, 600.0, 7, "--search-seconds 60"),
+        (81.5, 200.0, 3, "--search-seconds 60"),  # two of five parts
+        (81.5, 60.0, 1, ""),  # the first part is always judged
+        (300.0, 600.0, 10, "--search-seconds 60"),
+        (5.0, 600.0, 0, ""),  # less than a minute is not announced
+    ],
+)
+def test_a_long_judgement_is_announced(
+    rounding: float, limit: float, minutes: int, shorter: str
+) -> None:
+    line = duration_line(rounding, 5, limit)
+    assert (line is not None) is (minutes > 0)
+    assert line is None or f"takes about {minutes} minute" in line
+    assert (line or "").endswith(shorter) if shorter else "--search" not in (line or "")
 
 
 def test_held_out_images_are_judged_with_the_graphs_of_the_bundle(

@@ -35,7 +35,7 @@ from resdeploy.result_files.comparison import LatencyChange, LayerChange
 from resdeploy.result_files.verification import ArtifactResult, Verification
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
-from resdeploy.tables import markdown_cell
+from resdeploy.tables import DROP, markdown_cell
 from tests.results import benchmark, comparison, timing
 
 EVIL = "<script>alert('x')</script>"
@@ -386,7 +386,7 @@ def test_the_numbers_on_a_page_are_those_of_the_json(verification: Verification)
             times, ("p50_ms", "p90_ms", "p99_ms", "images_per_second", "speedup"),
         ),
         ("cold start",): (times, ("cold_start_s",)),
-        ("top-1", "drop", "95 % bound"): (answers, ("top1", "drop", "drop_upper95")),
+        ("top-1", DROP, "95 % bound"): (answers, ("top1", "drop", "drop_upper95")),
         ("agreement", "SQNR"): (answers[1:], ("agreement", "sqnr_db")),
     }  # fmt: skip
     for names, (lines, keys) in shown.items():

@@ -15,14 +15,14 @@ import torch
 
 from resdeploy.benchmark_process.workload import BenchmarkMode, Workload
 from resdeploy.bundle.bundle import Bundle, open_bundle
-from resdeploy.bundle.manifest import FileRecord, write_manifest
-from resdeploy.cli.bench import benchmark_text
+from resdeploy.bundle.manifest import Encoding, FileRecord, write_manifest
+from resdeploy.cli.bench import benchmark_text, slow_int8_lines
 from resdeploy.errors import BackendError
 from resdeploy.filesystem import sha256
 from resdeploy.machine.conditions import load_average
 from resdeploy.machine.cpu import Cpu, read_cpu
 from resdeploy.machine.host import Host
-from resdeploy.result_files.benchmark import BaselineFacts, Benchmark
+from resdeploy.result_files.benchmark import BaselineFacts, Benchmark, Timing
 from resdeploy.runtime.bench import contenders
 from resdeploy.runtime.bench.benchmark import (
     BenchmarkConfig,
@@ -129,6 +129,25 @@ def test_each_contender_reports_its_process(result: Benchmark) -> None:
         assert line.peak_gpu_bytes is None
         assert line.file_bytes is not None
         assert line.stages_ms is None
+
+
+@pytest.mark.parametrize(("speedup", "told"), [(1.49, True), (1.5, False)])
+def test_a_bench_names_the_command_that_explains_a_slow_int8_graph(
+    speedup: float, told: bool
+) -> None:
+    fp32 = Timing(
+        contender="onnxruntime-cpu", precision="fp32", encoding=Encoding.FLOAT, batch=1, threads=2,
+        calls=9, p50_ms=2.0, p90_ms=2.0, p99_ms=2.0, images_per_second=500.0, speedup=2.0,
+        speedup_low=1.9, speedup_high=2.1, energy=None, round_ms=(2.0,),
+        quantiles_ms=(), stages_ms=None, cold_start_s=None, peak_rss_bytes=None,
+        peak_gpu_bytes=None, file_bytes=None, limit_share=None, bound=None,
+    )  # fmt: skip
+    int8 = dataclasses.replace(fp32, precision="int8", encoding=Encoding.CPU, speedup=2.0 * speedup)
+    line = "why int8-cpu is only 1.49x as fast as fp32: resdeploy explain --slow 'a b'"
+    half = dataclasses.replace(fp32, precision="fp16", speedup=9.0)
+    assert slow_int8_lines((fp32, half, int8), Path("a b")) == ([line] if told else [])
+    other = dataclasses.replace(fp32, contender="openvino")
+    assert slow_int8_lines((other, int8), Path("a b")) == []  # it does not compare engines
 
 
 def test_end_to_end_starts_from_files_and_reports_its_stages(tiny_bundle: Bundle) -> None:

@@ -25,11 +25,12 @@ def test_a_long_run_is_announced_once_its_rate_is_known() -> None:
     # (160 + 30 / 3) images per epoch at 0.1 s, 60 epochs
     assert found[10] == (
         "about 17 minutes for at most 60 epochs; "
-        "shorter: --arch resnet18, --image-size 128, fewer --epochs"
+        "shorter: --arch resnet18, --image-size 128, fewer --epochs; "
+        "Ctrl-C saves it, and names the commands to continue or to end with the best epoch"
     )
     found = lines(TrainingConfig(epochs=60, image_size=96, init="a.pth"), 5.0)
     assert [index for index, line in enumerate(found) if line] == [2]  # after 10 s
-    assert found[2] == "about 85 minutes for at most 60 epochs; shorter: fewer --epochs"
+    assert found[2].startswith("about 85 minutes for at most 60 epochs; shorter: fewer --epochs; ")
 
 
 def test_a_short_run_is_not_announced() -> None:

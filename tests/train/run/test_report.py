@@ -97,8 +97,8 @@ def test_the_report_shows_matrix_mistakes_and_settings(image_data: Path) -> None
     finished = page_of_a_run(image_data, lines=falling, finish=True).summary[1]
     assert "; it is the last one and the loss still fell, so more epochs may help." in finished
     assert page_of_a_run(image_data).summary[-1] == "The network is new."
-    assert "<pre><code>resdeploy export one --fp16 --int8</code></pre>" in whole.partition("<h2")[0]
-    assert '<span class="option">--fp16</span>' in text  # no line ends within an option
+    assert "<pre><code>resdeploy export one --int8</code></pre>" in whole.partition("<h2")[0]
+    assert '<span class="option">--int8</span>' in text  # no line ends within an option
     # One command began the run, another one ended it.
     assert f"<code>{BEGIN}\n{FINISH}</code>" in whole
     assert "on Processor &lt;1&gt;" in text
