@@ -1,8 +1,8 @@
 """Progress of long work: callbacks for the code that works, and the one display of all commands.
 
 On a terminal the display has a bar for each stage, with rate and time left, drawn by `rich`; in a
-log, and without that package, it writes lines, which become rarer the longer the command takes.
-Work that takes less than a second shows nothing, so `rich` is not even imported.
+log, and without that package, it writes a line every few seconds. Work that takes less than a
+second shows nothing, so `rich` is not even imported.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ Progress = Callable[[str, int], AbstractContextManager[Advance]]
 """A callback for the name of the work and its number of items; 0 if that is not known."""
 
 START_SECONDS = 1.0  # before a stage is shown
-LINE_SECONDS = 3.0  # between the first lines: so that one appears at least every 5 s
-LINE_SHARE, MOST_LINE_SECONDS = 0.1, 30.0  # later: a share of the command's time, up to a limit
+LINE_SECONDS = 3.0  # between two lines: so that one appears at least every 5 s
 TICK_SECONDS = 0.2  # between two pictures of the bars
 
 
@@ -137,14 +136,9 @@ class ProgressDisplay:
                 for stage, _ in rows:
                     stage.shown = True
                 self._live.update(_bars(rows), refresh=True)
-            elif now - self._last_line >= self._line_seconds(now):
+            elif now - self._last_line >= LINE_SECONDS:
                 self._last_line, old[-1].shown = now, True
                 _write_line(f"{old[-1].what}: {old[-1].status(now)}")
-
-    def _line_seconds(self, now: float) -> float:
-        """Return the time between two lines: a log of minutes needs no line every few seconds."""
-        share = LINE_SHARE * (now - self._stages[0].begin)
-        return max(LINE_SECONDS, min(MOST_LINE_SECONDS, share))
 
     def _end(self, stage: _Stage, outcome: str) -> None:
         with self._lock:
