@@ -71,6 +71,9 @@ def normal_form(
     _free_batch(model)
     passes.RemoveUnusedNodesPass()(model)  # the targets of `Reshape` that were replaced
     _name(model.graph)
+    for value in model.graph.initializers.values():  # as bytes, which is one of several ways
+        assert value.const_value is not None
+        value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
     model.ir_version = IR_VERSION
     model.producer_name = "resdeploy"
     model.graph.name = name

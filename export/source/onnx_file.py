@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+)
 from onnx.external_data_helper import load_external_data_for_model
 from onnx.inliner import inline_local_functions
 from onnx.numpy_helper import from_array, to_array
@@ -31,6 +38,16 @@ LONGEST_NAME = 80  # characters of a node's name, which a report shows
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 CHANNELS = (3, 1)
 PLAIN_DOMAINS = ("", "ai.onnx")
+QUANTIZED = (
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
+    "ConvInteger", "MatMulInteger",
+)  # fmt: skip
+RANDOM = (
+    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+    "RandomUniformLike",
+)  # fmt: skip
+# Since this version of the format, weights need not be listed among the inputs.
+OLDEST_IR_VERSION = 4
 CLASSIFIER_HINT = (
     "export the classifier alone: one input of images (batch, channels, height, width) or (batch, "
     "height, width, channels), and one output (batch, classes)"
@@ -99,6 +116,7 @@ def check_model(path: Path, model: ModelProto, digest: str) -> OnnxFile:
         CheckpointError: As for `read_onnx_file`.
     """
     _check_versions(path, model)
+    model.ir_version = max(model.ir_version, OLDEST_IR_VERSION)
     _read_weights(path, model)
     try:
         model = inline_local_functions(model) if len(model.functions) else model
@@ -178,7 +196,13 @@ def _all_tensors(model: ModelProto) -> Iterator[TensorProto]:
 def _check_nodes(path: Path, graph: GraphProto) -> None:
     if len(graph.node) > MAX_NODES:
         raise CheckpointError(f"{path} has more than {MAX_NODES:,} nodes")
-    if graph.sparse_initializer:
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants |= {node.output[0]: a.t for a in node.attribute if a.name == "value"}
+    if graph.sparse_initializer or any(
+        attribute.HasField("sparse_tensor") for node in graph.node for attribute in node.attribute
+    ):
         raise CheckpointError(f"{path} has sparse weights", "save them as plain tensors")
     for node in graph.node:
         if node.domain not in PLAIN_DOMAINS:
@@ -194,11 +218,27 @@ def _check_nodes(path: Path, graph: GraphProto) -> None:
                 f"{path} contains control flow ({node.op_type})",
                 "export the network for a fixed image size, without branches or loops",
             )
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"):
+        if node.op_type in RANDOM or _trains(node, constants):
+            raise CheckpointError(
+                f"{path} computes something else in each call: its {node.op_type} is that of a "
+                "training",
+                "export the network in evaluation mode (PyTorch: network.eval())",
+            )
+        if node.op_type in QUANTIZED:
             raise CheckpointError(
                 f"{path} is quantised already ({node.op_type})",
                 "give the graph in float32, which resdeploy quantises itself",
             )
+
+
+def _trains(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
+    """Return True for a batch norm of the images of a call, and a dropout that drops values."""
+    if node.op_type == "BatchNormalization":
+        return any(a.name == "training_mode" and a.i for a in node.attribute)
+    if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
+        return False
+    mode = constants.get(node.input[2])
+    return mode is None or bool(to_array(mode).any())
 
 
 def _name_nodes(graph: GraphProto) -> None:
@@ -278,4 +318,15 @@ def _only_output(path: Path, graph: GraphProto) -> str:
             f"{path} has {len(graph.output)} outputs ({names:.80}); a classifier has one",
             CLASSIFIER_HINT,
         )
-    return str(graph.output[0].name)
+    (value,) = graph.output
+    kind = value.type.WhichOneof("value") or "tensor_type"  # it is inferred if it is not stated
+    element = value.type.tensor_type.elem_type
+    if kind != "tensor_type" or element not in (TensorProto.UNDEFINED, *FLOATS):
+        name = TensorProto.DataType.Name(element).lower()
+        raise CheckpointError(
+            f"the output {value.name!r:.60} of {path} is "
+            f"{name if kind == 'tensor_type' else kind.removesuffix('_type')}, and not logits in "
+            "float",
+            CLASSIFIER_HINT,
+        )
+    return str(value.name)

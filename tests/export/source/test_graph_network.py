@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import resdeploy
 from resdeploy.bundle.bundle import Bundle
@@ -41,6 +42,7 @@ from tests.export.source.graphs import (
 MODELS = readable_models()
 # Sums in another order differ by a few units of the last of float32's 24 bits.
 TOLERANCE = 2e-6
+PROBABILITIES = ("softmax", "sigmoid of")
 
 
 def saved(proto: ModelProto, folder: Path, name: str = "net.onnx") -> Path:
@@ -75,7 +77,7 @@ def expected(proto: ModelProto, images: np.ndarray, preprocessing: Preprocessing
     for image in values.astype(dtype):
         repeated = np.repeat(image[None], batch, axis=0)
         outputs.append(np.asarray(session.run(None, {value.name: repeated})[0])[:1])
-    return np.concatenate(outputs)
+    return np.concatenate(outputs).reshape(len(images), -1)
 
 
 def run(graph: bytes, images: np.ndarray) -> np.ndarray:
@@ -103,15 +105,17 @@ def test_the_graph_and_the_reference_compute_what_the_file_does(name: str, tmp_p
     graph = to_bytes(classifier.to_onnx())
     check_onnx(graph, opset=OPSET, image_size=(SIDE, SIDE), classes=CLASSES)
     logits = expected(proto, images, preprocessing)
-    if name == "softmax":
+    if name.startswith("softmax"):
         logits, found = np.log(logits), run(graph, images)
         logits += found.mean(axis=1, keepdims=True) - logits.mean(axis=1, keepdims=True)
     elif name == "logsoftmax":
         found = run(graph, images)
         logits += found.mean(axis=1, keepdims=True) - logits.mean(axis=1, keepdims=True)
+    elif name.startswith("sigmoid of"):
+        logits = np.log(logits / (1 - logits))
     scale = np.abs(logits).max()
-    # float32 probabilities lose a few bits in the logarithm of the softmax.
-    tolerance = 10 * TOLERANCE if name == "softmax" else TOLERANCE
+    # float32 probabilities lose a few bits in the logarithm of the probabilities.
+    tolerance = 10 * TOLERANCE if name.startswith(PROBABILITIES) else TOLERANCE
     np.testing.assert_allclose(run(graph, images), logits, rtol=0, atol=tolerance * scale)
     reference = classifier.logits(images)
     if "softmax" in name:
@@ -260,6 +264,59 @@ def _quantised() -> ModelProto:
     return model(nodes, constants | {"s": np.array(0.1, np.float32)})
 
 
+def _ends_in(*nodes: NodeProto, kind: int = TensorProto.FLOAT, **constants: Any) -> ModelProto:
+    """Return a network with further nodes, from its logits `z` to its output `y`."""
+    head = [helper.make_node("Gemm", ["f", "v", "u"], ["z"], transB=1), *nodes]
+    body_nodes, weights_of_body = body(head=head)
+    return model(body_nodes, weights_of_body | constants, outputs=[("y", kind, None)])
+
+
+def _own_softmax() -> ModelProto:
+    node = helper.make_node
+    return _ends_in(
+        node("Exp", ["z"], ["e"]), node("ReduceSum", ["e", "ones"], ["s"]),
+        node("Div", ["e", "s"], ["y"]), ones=np.array([1]),
+    )  # fmt: skip
+
+
+def _lists() -> ModelProto:
+    proto = _ends_in(helper.make_node("SequenceConstruct", ["z"], ["y"]))
+    value = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
+    proto.graph.output[0].CopyFrom(value)
+    return proto
+
+
+def _names_as_output() -> ModelProto:
+    node = helper.make_node
+    proto = _ends_in(
+        node("ArgMax", ["z"], ["i"], axis=1, keepdims=0), node("Gather", ["names", "i"], ["y"]),
+        kind=TensorProto.STRING,
+    )  # fmt: skip
+    names = helper.make_tensor("names", TensorProto.STRING, [CLASSES], [b"a", b"b", b"c"])
+    proto.graph.initializer.append(names)
+    return proto
+
+
+def _norm_of_a_batch() -> ModelProto:
+    inputs = ["c", "g", "g", "g", "g"]
+    norm = helper.make_node("BatchNormalization", inputs, ["r", "mu", "var"], training_mode=1)
+    nodes, constants = body(activation=norm)
+    return model(nodes, constants | {"g": np.ones(8, np.float32)})
+
+
+def _dropout() -> ModelProto:
+    nodes, constants = body(activation=helper.make_node("Dropout", ["c", "half", "yes"], ["r"]))
+    return model(nodes, constants | {"half": np.array(0.5, np.float32), "yes": np.array(True)})
+
+
+def _sparse_constant() -> ModelProto:
+    values = numpy_helper.from_array(np.ones(1, np.float32))
+    indices = numpy_helper.from_array(np.zeros(1, np.int64))
+    sparse = helper.make_sparse_tensor(values, indices, [CLASSES])
+    constant = helper.make_node("Constant", [], ["k"], sparse_value=sparse)
+    return _ends_in(constant, helper.make_node("Add", ["z", "k"], ["y"]))
+
+
 def _scikit_learn() -> ModelProto:
     node = helper.make_node("LinearClassifier", ["x"], ["y"], domain="ai.onnx.ml")
     return model([node], {}, inputs=[("x", TensorProto.FLOAT, ("n", 4))],
@@ -279,6 +336,39 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {
         lambda: model(*body(activation=helper.make_node("Gelu", ["c"], ["r"], domain="com.x")),
                       domains=[("com.x", 1)]),
         "uses the operator 'Gelu' of 'com.x'",
+    ),
+    "a class as output": (
+        lambda: _ends_in(helper.make_node("ArgMax", ["z"], ["y"]), kind=TensorProto.INT64),
+        "the output 'y' of .* is int64, and not logits in float",
+    ),
+    "names of classes as output": (_names_as_output, "is string, and not logits"),
+    "lists as output": (_lists, "is sequence, and not logits"),
+    "the largest logits": (
+        lambda: _ends_in(helper.make_node("TopK", ["z", "k"], ["y", "i"]), k=np.array([2])),
+        r"uses the operator 'TopK', which no graph of ours has",
+    ),
+    "a softmax of several operators": (_own_softmax, "are probabilities, not logits: .* is 1 for"),
+    "percent": (
+        lambda: _ends_in(helper.make_node("Softmax", ["z"], ["s"]),
+                         helper.make_node("Mul", ["s", "k"], ["y"]), k=np.array([100], np.float32)),
+        "are probabilities, not logits: their sum is 100",
+    ),
+    "batch norm of a training": (_norm_of_a_batch, "its BatchNormalization is that of a training"),
+    "dropout of a training": (_dropout, "its Dropout is that of a training"),
+    "random values": (
+        lambda: model(*body(activation=helper.make_node("RandomUniformLike", ["c"], ["r"]))),
+        "computes something else in each call: its RandomUniformLike",
+    ),
+    "a sparse constant": (_sparse_constant, "has sparse weights"),
+    "quantised in each call": (
+        lambda: model(*body(activation=helper.make_node("DynamicQuantizeLinear", ["c"],
+                                                        ["r", "q", "t"]))),
+        r"is quantised already \(DynamicQuantizeLinear\)",
+    ),
+    "an unknown window": (
+        lambda: model(*body(activation=helper.make_node("LpPool", ["c"], ["r"],
+                                                        kernel_shape=[2, 2]))),
+        "cannot be exported, because .* uses the operator 'LpPool'",
     ),
     "scikit-learn": (_scikit_learn, "uses the operator 'LinearClassifier' of 'ai.onnx.ml'"),
     "weights above the folder": (lambda: _outside("../w.bin"), "keeps weights outside of its fol"),
@@ -337,7 +427,9 @@ def test_what_is_no_classifier_of_images_is_refused(name: str, tmp_path: Path) -
     make, message = REFUSED[name]
     with pytest.raises((CheckpointError, ExportError), match=message) as caught:
         network = load_graph_network(saved(make(), tmp_path))
-        network.classifier(Preprocessing.standard(SIDE)).logits(pixels())
+        classifier = network.classifier(Preprocessing.standard(SIDE))
+        classifier.logits(pixels())
+        classifier.to_onnx()
     assert "\n" not in str(caught.value)
 
 
