@@ -242,6 +242,11 @@ class GraphClassifier:
             logits = np.concatenate([self.network.run(values) for values in inputs])
         else:
             logits = self._run_graph(inputs)
+        if not np.isfinite(logits).all():
+            raise ExportError(
+                f"the logits of {self.network.path} are not finite numbers",
+                "check that its training did not diverge, and that the file is not damaged",
+            )
         sums = logits.sum(axis=1, dtype=np.float64)
         if self.network.gives_logits and logits.min() >= 0 and any(
             np.allclose(sums, total, rtol=SUM_TOLERANCE) for total in (1, 100)

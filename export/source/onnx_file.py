@@ -35,7 +35,9 @@ MAX_BYTES = (1 << 31) - 1  # of a message of protobuf
 MAX_WEIGHT_BYTES = 4 << 30
 OLDEST_OPSET = 11
 LONGEST_NAME = 80  # characters of a node's name, which a report shows
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+OTHER_FLOATS = {
+    TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64"
+}  # fmt: skip
 CHANNELS = (3, 1)
 PLAIN_DOMAINS = ("", "ai.onnx")
 QUANTIZED = (
@@ -199,7 +201,7 @@ def _check_nodes(path: Path, graph: GraphProto) -> None:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
-            constants |= {node.output[0]: a.t for a in node.attribute if a.name == "value"}
+            constants.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
     if graph.sparse_initializer or any(
         attribute.HasField("sparse_tensor") for node in graph.node for attribute in node.attribute
     ):
@@ -252,24 +254,27 @@ def _name_nodes(graph: GraphProto) -> None:
 
 
 def _to_float32(model: ModelProto) -> tuple[str, ...]:
-    """Convert a graph in float16 to float32, in place; return a note if it was one."""
-    half, converted = TensorProto.FLOAT16, False
+    """Convert all values in other types of float to float32, in place; return a note on them."""
+    found: set[str] = set()
     for tensor in _all_tensors(model):
-        if tensor.data_type == half:
+        if tensor.data_type in OTHER_FLOATS:
+            found.add(OTHER_FLOATS[tensor.data_type])
             name = tensor.name
             tensor.CopyFrom(from_array(to_array(tensor).astype(np.float32), name))
-            converted = True
     for node in model.graph.node:
         for attribute in node.attribute:
-            if attribute.name in ("to", "dtype") and attribute.i == half:
+            if attribute.name in ("to", "dtype") and attribute.i in OTHER_FLOATS:
+                found.add(OTHER_FLOATS[attribute.i])
                 attribute.i = TensorProto.FLOAT
     for value in (*model.graph.input, *model.graph.output):
-        if value.type.tensor_type.elem_type == half:
+        kind = value.type.tensor_type.elem_type
+        if kind in OTHER_FLOATS:
+            found.add(OTHER_FLOATS[kind])
             value.type.tensor_type.elem_type = TensorProto.FLOAT
-            converted = True
-    if converted:
-        del model.graph.value_info[:]
-    return ("the graph is in float16; it is computed in float32",) if converted else ()
+    if not found:
+        return ()
+    del model.graph.value_info[:]
+    return (f"the graph is in {' and '.join(sorted(found))}; it is computed in float32",)
 
 
 def _image_input(path: Path, graph: GraphProto) -> ImageInput:
@@ -281,7 +286,7 @@ def _image_input(path: Path, graph: GraphProto) -> ImageInput:
     (value,) = inputs
     kind, sizes = value.type.tensor_type.elem_type, _sizes(value)
     found = [(axis, sizes[axis]) for axis in (1, 3) if len(sizes) == 4 and sizes[axis] in CHANNELS]
-    if kind not in (*FLOATS, TensorProto.UINT8) or len(found) != 1:
+    if kind not in (TensorProto.FLOAT, TensorProto.UINT8) or len(found) != 1:
         shape = ", ".join("?" if size is None else str(size) for size in sizes)
         name = TensorProto.DataType.Name(kind).lower()
         raise CheckpointError(
@@ -321,7 +326,7 @@ def _only_output(path: Path, graph: GraphProto) -> str:
     (value,) = graph.output
     kind = value.type.WhichOneof("value") or "tensor_type"  # it is inferred if it is not stated
     element = value.type.tensor_type.elem_type
-    if kind != "tensor_type" or element not in (TensorProto.UNDEFINED, *FLOATS):
+    if kind != "tensor_type" or element not in (TensorProto.UNDEFINED, TensorProto.FLOAT):
         name = TensorProto.DataType.Name(element).lower()
         raise CheckpointError(
             f"the output {value.name!r:.60} of {path} is "

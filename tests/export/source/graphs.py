@@ -200,9 +200,10 @@ def readable_models() -> dict[str, ModelProto]:
             nodes[3:3] = [node("Softplus", ["m"], ["o"]), node("Squeeze", ["o", "front"], ["s"])]
             nodes[5].input[0] = "s"
         found[name] = model(nodes, constants | {
-            "zeros around": array([1, 1, 1, 1]), "zero": array(0, np.float32), "axes": array([2, -1]),
-            "slopes": weights(8, 1, 1, seed=4), "first": array([0, 1]), "last": array([8, 1 << 40]),
-            "steps": array([2, 2]), "front": array([1]), "largest": array(0.8, np.float32),
+            "zeros around": array([1, 1, 1, 1]), "zero": array(0, np.float32),
+            "axes": array([2, -1]), "slopes": weights(8, 1, 1, seed=4), "first": array([0, 1]),
+            "last": array([8, 1 << 40]), "steps": array([2, 2]), "front": array([1]),
+            "largest": array(0.8, np.float32),
         }, opset=20)  # fmt: skip
     nodes, constants = body()
     nodes[2:3] = [
@@ -232,6 +233,17 @@ def readable_models() -> dict[str, ModelProto]:
         tensor.CopyFrom(numbers)
     found["version 3 of the format"] = _with_listed_weights(plain(opset=11))
     found["version 3 of the format"].ir_version = 3
+    nodes, constants = body()
+    nodes[2:2] = [
+        node("Split", ["r", "parts"], ["k", "l"], axis=1),
+        node("Concat", ["l", "k"], ["m"], axis=1),
+    ]
+    nodes[4].input[0] = "m"
+    found["parts of channels"] = model(nodes, constants | {"parts": array([3, 5])})
+    casts = node("Cast", ["c"], ["d"], to=TensorProto.DOUBLE), node("Sigmoid", ["d"], ["s"])
+    nodes, constants = body(activation=node("Cast", ["s"], ["r"], to=TensorProto.FLOAT))
+    nodes[1:1] = casts
+    found["float64 inside"] = model(nodes, constants)
     found["a class token"] = _transformer("n")
     found["a class token for one image"] = _transformer(1)
     nodes, constants = body()
