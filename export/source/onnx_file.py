@@ -35,7 +35,7 @@ MAX_BYTES = (1 << 31) - 1  # of a message of protobuf
 MAX_WEIGHT_BYTES = 4 << 30
 OLDEST_OPSET = 11
 LONGEST_NAME = 80  # characters of a node's name, which a report shows
-OTHER_FLOATS = {
+OTHER_FLOATS: dict[int, str] = {
     TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64"
 }  # fmt: skip
 CHANNELS = (3, 1)

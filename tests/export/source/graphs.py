@@ -182,7 +182,7 @@ def readable_models() -> dict[str, ModelProto]:
         inputs=[("x", TensorProto.FLOAT, (1, 3, SIDE, SIDE))],
         outputs=[("y", TensorProto.FLOAT, (1, CLASSES))],
     )  # fmt: skip
-    for name, edges in {
+    inserted: dict[str, tuple[str, list[str], dict[str, Any]]] = {
         "zeros around the maps": ("Pad", ["r", "zeros around", "zero", "axes"], {}),
         "mirrored edges": ("Pad", ["r", "zeros around", "", "axes"], {"mode": "reflect"}),
         "slopes of channels": ("PRelu", ["r", "slopes"], {}),
@@ -191,8 +191,8 @@ def readable_models() -> dict[str, ModelProto]:
         "a norm over channels": ("LRN", ["r"], {"size": 3}),
         "a largest value": ("Min", ["r", "largest"], {}),
         "a power": ("Pow", ["r", "largest"], {}),
-    }.items():
-        operator, inputs, attributes = edges
+    }
+    for name, (operator, inputs, attributes) in inserted.items():
         nodes, constants = body()
         nodes[2:2] = [node(operator, inputs, ["m"], **attributes)]
         nodes[3].input[0] = "m"

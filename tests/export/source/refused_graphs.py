@@ -110,7 +110,7 @@ def _names_as_output() -> ModelProto:
         node("ArgMax", ["z"], ["i"], axis=1, keepdims=0), node("Gather", ["names", "i"], ["y"]),
         kind=TensorProto.STRING,
     )  # fmt: skip
-    names = helper.make_tensor("names", TensorProto.STRING, [CLASSES], [b"a", b"b", b"c"])
+    names = numpy_helper.from_array(np.array(["a", "b", "c"], dtype=object), "names")
     proto.graph.initializer.append(names)
     return proto
 
