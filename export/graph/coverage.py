@@ -26,7 +26,9 @@ from resdeploy.export.graph.placement import (
 # Float operators whose results are the same on every processor: they move values, or round a single
 # operation of IEEE 754. Sums depend on their order, and functions such as Sigmoid on the library.
 EXACT = (
-    *SAME_GRID, *LIMITS, "Add", "Cast", "Concat", "Div", "Gather", "Mul", "SpaceToDepth", "Sub"
+    *SAME_GRID, *LIMITS, "Abs", "Add", "Cast", "Concat", "DepthToSpace", "Div", "Gather", "Max",
+    "Min", "Mul", "Neg", "PRelu", "ReduceMax", "ReduceMin", "Slice", "SpaceToDepth", "Squeeze",
+    "Sub", "Unsqueeze",
 )  # fmt: skip
 
 

@@ -33,6 +33,10 @@ def rewrite_layers(graph: ir.Graph) -> None:
             _simplify_gemm(graph, node)
         elif node.op_type == "BatchNormalization":
             _scale_channels(graph, node)
+        elif node.op_type == "Split":
+            _slice_parts(graph, node)
+        elif node.op_type == "Pad":
+            _simplify_pad(graph, node)
         elif node.op_type in ("Conv", "MaxPool", "AveragePool"):
             _write_window(node)
             if node.op_type == "AveragePool":
@@ -196,6 +200,41 @@ def _write_window(node: ir.Node) -> None:
             continue
         attributes.add(ir.AttrInt64s(name, tuple(values)))
     attributes.pop("auto_pad", None)
+
+
+def _simplify_pad(graph: ir.Graph, node: ir.Node) -> None:
+    """Write the padding of all axes, and leave out a value of zero, in place."""
+    pads, value, axes = (constant(node, index) for index in (1, 2, 3))
+    given = [*node.inputs, None, None]
+    if pads is None or (given[3] is not None and axes is None):
+        return
+    rank = len(shape_of(node.inputs[0]))
+    amounts = np.zeros((2, rank), dtype=np.int64)
+    amounts[:, slice(None) if axes is None else axes] = pads.reshape(2, -1)
+    inputs = [node.inputs[0], add_constant(graph, f"{node.name}.pads", amounts.ravel())]
+    if given[2] is not None and (value is None or value.any()):
+        inputs.append(given[2])
+    mode = node.attributes.get_string("mode", "constant")
+    _replace(graph, node, [ir.node("Pad", inputs, {} if mode == "constant" else {"mode": mode})])
+
+
+def _slice_parts(graph: ir.Graph, node: ir.Node) -> None:
+    """Replace a `Split` by a `Slice` for each part, in place: all other nodes have one output."""
+    axis = node.attributes.get_int("axis", 0) % len(shape_of(node.inputs[0]))
+    start = 0
+    for index, part in enumerate(node.outputs):
+        end = start + shape_of(part)[axis]
+        name = f"{node.name}.{index}"
+        bounds = [
+            add_constant(graph, f"{name}.{kind}", np.array([value], dtype=np.int64))
+            for kind, value in (("start", start), ("end", end), ("axis", axis))
+        ]
+        sliced = ir.node("Slice", [node.inputs[0], *bounds], name=name)
+        sliced.outputs[0].type, sliced.outputs[0].shape = part.type, part.shape
+        graph.insert_before(node, sliced)
+        ir.convenience.replace_all_uses_with(part, sliced.outputs[0])
+        start = end
+    graph.remove(node, safe=True)
 
 
 def _pad_before_averaging(graph: ir.Graph, node: ir.Node) -> None:

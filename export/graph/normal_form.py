@@ -71,6 +71,9 @@ def normal_form(
     _free_batch(model)
     passes.RemoveUnusedNodesPass()(model)  # the targets of `Reshape` that were replaced
     _name(model.graph)
+    for value in model.graph.initializers.values():  # as bytes, which is one of several ways
+        assert value.const_value is not None
+        value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
     model.ir_version = IR_VERSION
     model.producer_name = "resdeploy"
     model.graph.name = name
@@ -168,9 +171,17 @@ def _optimize(proto: onnx.ModelProto, shape: tuple[int, int, int, int]) -> onnx.
         output.type.tensor_type.ClearField("shape")
     del fixed.graph.value_info[:]
     _check_sizes(fixed)
+    version = {entry.domain: entry.version for entry in fixed.opset_import}.get("", 0)
     try:
-        if {entry.domain: entry.version for entry in fixed.opset_import}.get("", 0) != OPSET:
+        if version != OPSET:
             fixed = version_converter.convert_version(fixed, OPSET)
+    except Exception as error:  # the library has many exception types of its own
+        raise ExportError(
+            f"the operators of version {version} cannot be converted to version {OPSET}: "
+            f"{one_line_reason(error)}",
+            f"export the network again with opset_version={OPSET}",
+        ) from error
+    try:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.log_severity_level = 4
@@ -182,7 +193,7 @@ def _optimize(proto: onnx.ModelProto, shape: tuple[int, int, int, int]) -> onnx.
                 fixed.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
             folded = onnx.load(file)
-    except Exception as error:  # both libraries have many exception types of their own
+    except Exception as error:  # as above
         raise ExportError(
             f"the graph cannot be converted: {one_line_reason(error)}", GRAPH_HINT
         ) from error
@@ -217,6 +228,8 @@ def _free_batch(model: ir.Model) -> None:
     for node in model.graph:
         shape = shape_of(node.outputs[0])
         if node.op_type == "Reshape" and shape and shape[0] % BATCH == 0:
+            if -1 in shape:
+                raise ExportError(f"the shape of {node.name} is not a constant", GRAPH_HINT)
             target = add_constant(model.graph, f"{node.name}.shape", np.array([-1, *shape[1:]]))
             node.replace_input_with(1, target)
     for value in model.graph.initializers.values():

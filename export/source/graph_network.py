@@ -13,11 +13,12 @@ import torch
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from resdeploy.bundle.golden import Float32Array
+from resdeploy.bundle.graph_check import check_onnx
 from resdeploy.bundle.manifest import GRAPH_KIND, GoldenReference
 from resdeploy.errors import CheckpointError, ExportError, one_line_reason
 from resdeploy.export.graph.layer_rules import shape_of
-from resdeploy.export.graph.normal_form import normal_form, with_normalisation
-from resdeploy.export.graph.to_onnx import normalisation_to_onnx
+from resdeploy.export.graph.normal_form import GRAPH_HINT, normal_form, with_normalisation
+from resdeploy.export.graph.to_onnx import OPSET, normalisation_to_onnx, to_bytes
 from resdeploy.export.source.onnx_file import CLASSIFIER_HINT, OnnxFile, read_onnx_file
 from resdeploy.images.preprocessing import Channels, Preprocessing, UInt8Array, numbers_text
 from resdeploy.images.preprocessing_choice import DEFAULT_IMAGE_SIZE, StatedSettings
@@ -28,8 +29,10 @@ from resdeploy.train.model.resnet import Normalize
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# Outputs from which logits follow: a softmax changes neither their order nor their differences.
-PROBABILITIES = ("Softmax", "LogSoftmax")
+# Functions that do not change the order of the logits, and that a graph may end in.
+PROBABILITIES = ("Softmax", "LogSoftmax", "Sigmoid")
+MOVES = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze")  # which may follow them
+SUM_TOLERANCE = 1e-3  # of probabilities, in float16 or clipped to a smallest value, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,8 @@ class GraphNetwork:
     """Graph from float32 images (batch, C, H, W) to logits (batch, K)."""
     classes: int
     notes: tuple[str, ...]
+    gives_logits: bool
+    """False if the file's own output are probabilities."""
     labels: tuple[str, ...] | None = None
     stated: tuple[StatedSettings, ...] = ()
     """Pre-processing that was stated with the network."""
@@ -67,11 +72,6 @@ class GraphNetwork:
     @property
     def default_channels(self) -> Channels:
         return Channels.GRAY if self.file.input.channels == 1 else Channels.RGB
-
-    @property
-    def gives_logits(self) -> bool:
-        """Return False if the file's own output are probabilities."""
-        return bool(self.logits_model.graph.output[0].name == self.file.output)
 
     def stated_settings(self) -> Sequence[StatedSettings]:
         if self.stated:
@@ -149,6 +149,10 @@ def graph_network(file: OnnxFile) -> GraphNetwork:
     batch = file.input.batch
     converted = normal_form(model, shape, path.stem, batch=batch)
     sizes = shape_of(converted.graph.outputs[0])
+    if len(sizes) > 2 and sizes[1:].count(1) == len(sizes) - 2:  # such as (batch, classes, 1, 1)
+        _flatten_output(model.graph)
+        converted = normal_form(model, shape, path.stem, batch=batch)
+        sizes = shape_of(converted.graph.outputs[0])
     if len(sizes) != 2 or sizes[1] < 2:
         shown = f"({', '.join('?' if size < 0 else str(size) for size in sizes)})"
         raise CheckpointError(
@@ -157,8 +161,9 @@ def graph_network(file: OnnxFile) -> GraphNetwork:
             CLASSIFIER_HINT,
         )
     return GraphNetwork(
-        file=file, logits_model=model, classes=sizes[1], notes=(*file.notes, *notes)
-    )
+        file=file, logits_model=model, classes=sizes[1], notes=(*file.notes, *notes),
+        gives_logits=not notes,
+    )  # fmt: skip
 
 
 def _without_softmax(file: OnnxFile) -> tuple[ModelProto, tuple[str, ...]]:
@@ -168,15 +173,16 @@ def _without_softmax(file: OnnxFile) -> tuple[ModelProto, tuple[str, ...]]:
     graph = model.graph
     producers = {name: node for node in graph.node for name in node.output}
     last = producers.get(file.output)
-    while last is not None and last.op_type in ("Identity", "Squeeze", "Cast"):
+    while last is not None and last.op_type in MOVES:
         last = producers.get(last.input[0])
-    if last is not None and last.op_type in PROBABILITIES:
+    over_images = last is not None and any(a.name == "axis" and a.i == 0 for a in last.attribute)
+    if last is not None and last.op_type in PROBABILITIES and not over_images:
         notes.append(
             f"the output is a {last.op_type.lower()}; the logits of the bundle are its input"
+            + ", and predictions show a softmax of them" * (last.op_type == "Sigmoid")
         )
-        output = helper.make_tensor_value_info(last.input[0], TensorProto.FLOAT, None)
-        del graph.output[:]
-        graph.output.append(output)
+        last.op_type = "Identity"
+        del last.attribute[:]
     _keep_input(graph, file.input.name)
     value = graph.input[0]
     value.type.tensor_type.elem_type = TensorProto.FLOAT
@@ -193,6 +199,17 @@ def _without_softmax(file: OnnxFile) -> tuple[ModelProto, tuple[str, ...]]:
         transpose = helper.make_node("Transpose", [value.name], [inner], perm=(0, 2, 3, 1))
         graph.node.insert(0, transpose)
     return model, tuple(notes)
+
+
+def _flatten_output(graph: GraphProto) -> None:
+    """Give the output of a graph two axes, in place."""
+    (value,) = graph.output
+    inner = f"{value.name}.maps"
+    for node in graph.node:
+        node.input[:] = [inner if name == value.name else name for name in node.input]
+        node.output[:] = [inner if name == value.name else name for name in node.output]
+    graph.node.append(helper.make_node("Flatten", [inner], [value.name], axis=1))
+    value.type.tensor_type.ClearField("shape")
 
 
 def _keep_input(graph: GraphProto, name: str) -> None:
@@ -214,11 +231,34 @@ class GraphClassifier:
         return GoldenReference.PYTORCH if self.network.run else GoldenReference.SOURCE_GRAPH
 
     def logits(self, images: UInt8Array) -> Float32Array:
-        """Return the logits (N, K) of images (N, H, W, 3), computed one at a time."""
+        """Return the logits (N, K) of images (N, H, W, 3), computed one at a time.
+
+        Raises:
+            ExportError: ONNX Runtime cannot run the graph, or its output are probabilities.
+        """
         normalize = Normalize(self.preprocessing)
         inputs = [normalize(torch.from_numpy(image[None])).numpy() for image in images]
         if self.network.run is not None:
-            return np.concatenate([self.network.run(values) for values in inputs])
+            logits = np.concatenate([self.network.run(values) for values in inputs])
+        else:
+            logits = self._run_graph(inputs)
+        if not np.isfinite(logits).all():
+            raise ExportError(
+                f"the logits of {self.network.path} are not finite numbers",
+                "check that its training did not diverge, and that the file is not damaged",
+            )
+        sums = logits.sum(axis=1, dtype=np.float64)
+        if self.network.gives_logits and logits.min() >= 0 and any(
+            np.allclose(sums, total, rtol=SUM_TOLERANCE) for total in (1, 100)
+        ):  # fmt: skip
+            raise ExportError(
+                f"the outputs of {self.network.path} are probabilities, not logits: their sum is "
+                f"{sums[0]:.3g} for each image",
+                "export the network without the softmax at its end",
+            )
+        return logits
+
+    def _run_graph(self, inputs: Sequence[Float32Array]) -> Float32Array:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
@@ -239,9 +279,25 @@ class GraphClassifier:
         return np.concatenate(found)
 
     def to_onnx(self) -> ir.Model:
+        """Return the graph of a bundle.
+
+        Raises:
+            ExportError: The graph cannot be converted, or no engine may run the result.
+        """
         height, width = self.preprocessing.size
         shape = (self.network.file.input.channels, height, width)
         network, taken = self.network, self.network.file.input
         body = normal_form(network.logits_model, shape, network.name, batch=taken.batch)
         is_bgr = self.preprocessing.channels is Channels.BGR
-        return with_normalisation(body, normalisation_to_onnx(self.preprocessing), flipped=is_bgr)
+        model = with_normalisation(body, normalisation_to_onnx(self.preprocessing), flipped=is_bgr)
+        try:  # before the long work of an export
+            check_onnx(
+                to_bytes(model), opset=OPSET, image_size=(height, width), classes=network.classes
+            )
+        except ValueError as error:
+            raise ExportError(
+                f"{network.path} cannot be exported, because resdeploy would not run its graph: "
+                f"{error}",
+                GRAPH_HINT,
+            ) from error
+        return model

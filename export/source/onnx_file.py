@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+)
 from onnx.external_data_helper import load_external_data_for_model
 from onnx.inliner import inline_local_functions
 from onnx.numpy_helper import from_array, to_array
@@ -28,9 +35,21 @@ MAX_BYTES = (1 << 31) - 1  # of a message of protobuf
 MAX_WEIGHT_BYTES = 4 << 30
 OLDEST_OPSET = 11
 LONGEST_NAME = 80  # characters of a node's name, which a report shows
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+OTHER_FLOATS: dict[int, str] = {
+    TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64"
+}  # fmt: skip
 CHANNELS = (3, 1)
 PLAIN_DOMAINS = ("", "ai.onnx")
+QUANTIZED = (
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
+    "ConvInteger", "MatMulInteger",
+)  # fmt: skip
+RANDOM = (
+    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+    "RandomUniformLike",
+)  # fmt: skip
+# Since this version of the format, weights need not be listed among the inputs.
+OLDEST_IR_VERSION = 4
 CLASSIFIER_HINT = (
     "export the classifier alone: one input of images (batch, channels, height, width) or (batch, "
     "height, width, channels), and one output (batch, classes)"
@@ -99,6 +118,7 @@ def check_model(path: Path, model: ModelProto, digest: str) -> OnnxFile:
         CheckpointError: As for `read_onnx_file`.
     """
     _check_versions(path, model)
+    model.ir_version = max(model.ir_version, OLDEST_IR_VERSION)
     _read_weights(path, model)
     try:
         model = inline_local_functions(model) if len(model.functions) else model
@@ -178,7 +198,13 @@ def _all_tensors(model: ModelProto) -> Iterator[TensorProto]:
 def _check_nodes(path: Path, graph: GraphProto) -> None:
     if len(graph.node) > MAX_NODES:
         raise CheckpointError(f"{path} has more than {MAX_NODES:,} nodes")
-    if graph.sparse_initializer:
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+    if graph.sparse_initializer or any(
+        attribute.HasField("sparse_tensor") for node in graph.node for attribute in node.attribute
+    ):
         raise CheckpointError(f"{path} has sparse weights", "save them as plain tensors")
     for node in graph.node:
         if node.domain not in PLAIN_DOMAINS:
@@ -194,11 +220,27 @@ def _check_nodes(path: Path, graph: GraphProto) -> None:
                 f"{path} contains control flow ({node.op_type})",
                 "export the network for a fixed image size, without branches or loops",
             )
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"):
+        if node.op_type in RANDOM or _trains(node, constants):
+            raise CheckpointError(
+                f"{path} computes something else in each call: its {node.op_type} is that of a "
+                "training",
+                "export the network in evaluation mode (PyTorch: network.eval())",
+            )
+        if node.op_type in QUANTIZED:
             raise CheckpointError(
                 f"{path} is quantised already ({node.op_type})",
                 "give the graph in float32, which resdeploy quantises itself",
             )
+
+
+def _trains(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
+    """Return True for a batch norm of the images of a call, and a dropout that drops values."""
+    if node.op_type == "BatchNormalization":
+        return any(a.name == "training_mode" and a.i for a in node.attribute)
+    if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
+        return False
+    mode = constants.get(node.input[2])
+    return mode is None or bool(to_array(mode).any())
 
 
 def _name_nodes(graph: GraphProto) -> None:
@@ -212,24 +254,27 @@ def _name_nodes(graph: GraphProto) -> None:
 
 
 def _to_float32(model: ModelProto) -> tuple[str, ...]:
-    """Convert a graph in float16 to float32, in place; return a note if it was one."""
-    half, converted = TensorProto.FLOAT16, False
+    """Convert all values in other types of float to float32, in place; return a note on them."""
+    found: set[str] = set()
     for tensor in _all_tensors(model):
-        if tensor.data_type == half:
+        if tensor.data_type in OTHER_FLOATS:
+            found.add(OTHER_FLOATS[tensor.data_type])
             name = tensor.name
             tensor.CopyFrom(from_array(to_array(tensor).astype(np.float32), name))
-            converted = True
     for node in model.graph.node:
         for attribute in node.attribute:
-            if attribute.name in ("to", "dtype") and attribute.i == half:
+            if attribute.name in ("to", "dtype") and attribute.i in OTHER_FLOATS:
+                found.add(OTHER_FLOATS[attribute.i])
                 attribute.i = TensorProto.FLOAT
     for value in (*model.graph.input, *model.graph.output):
-        if value.type.tensor_type.elem_type == half:
+        kind = value.type.tensor_type.elem_type
+        if kind in OTHER_FLOATS:
+            found.add(OTHER_FLOATS[kind])
             value.type.tensor_type.elem_type = TensorProto.FLOAT
-            converted = True
-    if converted:
-        del model.graph.value_info[:]
-    return ("the graph is in float16; it is computed in float32",) if converted else ()
+    if not found:
+        return ()
+    del model.graph.value_info[:]
+    return (f"the graph is in {' and '.join(sorted(found))}; it is computed in float32",)
 
 
 def _image_input(path: Path, graph: GraphProto) -> ImageInput:
@@ -241,7 +286,7 @@ def _image_input(path: Path, graph: GraphProto) -> ImageInput:
     (value,) = inputs
     kind, sizes = value.type.tensor_type.elem_type, _sizes(value)
     found = [(axis, sizes[axis]) for axis in (1, 3) if len(sizes) == 4 and sizes[axis] in CHANNELS]
-    if kind not in (*FLOATS, TensorProto.UINT8) or len(found) != 1:
+    if kind not in (TensorProto.FLOAT, TensorProto.UINT8) or len(found) != 1:
         shape = ", ".join("?" if size is None else str(size) for size in sizes)
         name = TensorProto.DataType.Name(kind).lower()
         raise CheckpointError(
@@ -278,4 +323,15 @@ def _only_output(path: Path, graph: GraphProto) -> str:
             f"{path} has {len(graph.output)} outputs ({names:.80}); a classifier has one",
             CLASSIFIER_HINT,
         )
-    return str(graph.output[0].name)
+    (value,) = graph.output
+    kind = value.type.WhichOneof("value") or "tensor_type"  # it is inferred if it is not stated
+    element = value.type.tensor_type.elem_type
+    if kind != "tensor_type" or element not in (TensorProto.UNDEFINED, TensorProto.FLOAT):
+        name = TensorProto.DataType.Name(element).lower()
+        raise CheckpointError(
+            f"the output {value.name!r:.60} of {path} is "
+            f"{name if kind == 'tensor_type' else kind.removesuffix('_type')}, and not logits in "
+            "float",
+            CLASSIFIER_HINT,
+        )
+    return str(value.name)

@@ -121,6 +121,8 @@ def _same(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
 
 
 def _broadcast(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    if len(inputs) != 2:
+        raise TypeError("operands")
     first, second = inputs
     rank = max(len(first), len(second))
     pairs = list(zip((1,) * (rank - len(first)) + first, (1,) * (rank - len(second)) + second))
@@ -215,12 +217,59 @@ def _space_to_depth(node: Node, inputs: list[Shape], weights: dict[str, Weight])
     return batch, channels * block * block, height // block, width // block
 
 
-def _reduce(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
-    axes = struct.unpack(f"<{inputs[1][0]}q", weights[node.inputs[1]].data)
-    rank = len(inputs[0])
+def _depth_to_space(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    batch, channels, height, width = inputs[0]
+    block = _integer(node, "blocksize", 0)
+    if channels % block**2:
+        raise TypeError("blocksize")
+    return batch, channels // block**2, height * block, width * block
+
+
+def _numbers(name: str, weights: dict[str, Weight]) -> tuple[int, ...]:
+    weight = weights[name]
+    return struct.unpack(f"<{prod(weight.shape)}q", weight.data)
+
+
+def _axes(node: Node, rank: int, weights: dict[str, Weight]) -> set[int]:
+    axes = _numbers(node.inputs[1], weights)
     if not all(-rank <= axis < rank for axis in axes):
         raise TypeError("axes")
-    reduced = {axis % rank for axis in axes}
+    return {axis % rank for axis in axes}
+
+
+def _slice(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    names, shape = node.inputs, list(inputs[0])
+    if len(names) < 3:
+        raise TypeError("ends")
+    starts, ends = (_numbers(name, weights) for name in names[1:3])
+    axes = _numbers(names[3], weights) if len(names) > 3 else tuple(range(len(starts)))
+    steps = _numbers(names[4], weights) if len(names) > 4 else (1,) * len(starts)
+    rank = len(shape)
+    counts = {len(starts), len(ends), len(axes), len(steps), len({axis % rank for axis in axes})}
+    if len(counts) != 1 or not all(-rank <= axis < rank for axis in axes) or min(steps) < 1:
+        raise TypeError("axes")
+    for axis, start, end, step in zip(axes, starts, ends, steps):
+        shape[axis] = len(range(shape[axis])[start:end:step])
+    return tuple(shape)
+
+
+def _squeeze(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    axes = _axes(node, len(inputs[0]), weights)
+    if any(inputs[0][axis] != 1 for axis in axes):
+        raise TypeError("axes")
+    return tuple(size for axis, size in enumerate(inputs[0]) if axis not in axes)
+
+
+def _unsqueeze(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    rank = len(inputs[0]) + prod(inputs[1])
+    axes = _axes(node, rank, weights)
+    sizes = iter(inputs[0])
+    return tuple(1 if axis in axes else next(sizes) for axis in range(rank))
+
+
+def _reduce(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    rank = len(inputs[0])
+    reduced = _axes(node, rank, weights)
     if _integer(node, "keepdims", 1):
         return tuple(1 if i in reduced else size for i, size in enumerate(inputs[0]))
     return tuple(size for i, size in enumerate(inputs[0]) if i not in reduced)
@@ -253,15 +302,19 @@ def _gather(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shap
 
 
 OPERATORS: dict[str, Rule] = {
+    "Abs": _same,
     "Add": _broadcast,
     "AveragePool": _pool,
     "Cast": _same,
     "Clip": _same,
     "Concat": _concat,
     "Conv": _conv,
+    "DepthToSpace": _depth_to_space,
     "DequantizeLinear": _same,
     "Div": _broadcast,
     "Elu": _same,
+    "Erf": _same,
+    "Exp": _same,
     "Flatten": _flatten,
     "Gather": _gather,
     "Gelu": _same,
@@ -270,21 +323,44 @@ OPERATORS: dict[str, Rule] = {
     "GlobalMaxPool": _global_pool,
     "HardSigmoid": _same,
     "HardSwish": _same,
+    "InstanceNormalization": _same,
+    "LRN": _same,
     "LayerNormalization": _same,
     "LeakyRelu": _same,
+    "Log": _same,
+    "LpNormalization": _same,
     "MatMul": _matrices,
+    "Max": _broadcast,
     "MaxPool": _pool,
+    "Min": _broadcast,
+    "Mish": _same,
     "Mul": _broadcast,
+    "Neg": _same,
+    "PRelu": _broadcast,
     "Pad": _pad,
+    "Pow": _broadcast,
     "QuantizeLinear": _same,
+    "Reciprocal": _same,
+    "ReduceL2": _reduce,
+    "ReduceMax": _reduce,
+    "ReduceMean": _reduce,
+    "ReduceMin": _reduce,
     "ReduceSum": _reduce,
     "Relu": _same,
     "Reshape": _reshape,
+    "Selu": _same,
     "Sigmoid": _same,
+    "Slice": _slice,
     "Softmax": _same,
+    "Softplus": _same,
+    "Softsign": _same,
     "SpaceToDepth": _space_to_depth,
+    "Sqrt": _same,
+    "Squeeze": _squeeze,
     "Sub": _broadcast,
     "Tanh": _same,
+    "ThresholdedRelu": _same,
     "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
 }
 """The operators that an export writes, with the shape of their output."""

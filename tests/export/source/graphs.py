@@ -182,6 +182,68 @@ def readable_models() -> dict[str, ModelProto]:
         inputs=[("x", TensorProto.FLOAT, (1, 3, SIDE, SIDE))],
         outputs=[("y", TensorProto.FLOAT, (1, CLASSES))],
     )  # fmt: skip
+    inserted: dict[str, tuple[str, list[str], dict[str, Any]]] = {
+        "zeros around the maps": ("Pad", ["r", "zeros around", "zero", "axes"], {}),
+        "mirrored edges": ("Pad", ["r", "zeros around", "", "axes"], {"mode": "reflect"}),
+        "slopes of channels": ("PRelu", ["r", "slopes"], {}),
+        "every second value": ("Slice", ["r", "first", "last", "axes", "steps"], {}),
+        "values moved to the maps": ("Unsqueeze", ["r", "front"], {}),
+        "a norm over channels": ("LRN", ["r"], {"size": 3}),
+        "a largest value": ("Min", ["r", "largest"], {}),
+        "a power": ("Pow", ["r", "largest"], {}),
+    }
+    for name, (operator, inputs, attributes) in inserted.items():
+        nodes, constants = body()
+        nodes[2:2] = [node(operator, inputs, ["m"], **attributes)]
+        nodes[3].input[0] = "m"
+        if operator == "Unsqueeze":
+            nodes[3:3] = [node("Softplus", ["m"], ["o"]), node("Squeeze", ["o", "front"], ["s"])]
+            nodes[5].input[0] = "s"
+        found[name] = model(nodes, constants | {
+            "zeros around": array([1, 1, 1, 1]), "zero": array(0, np.float32),
+            "axes": array([2, -1]), "slopes": weights(8, 1, 1, seed=4), "first": array([0, 1]),
+            "last": array([8, 1 << 40]), "steps": array([2, 2]), "front": array([1]),
+            "largest": array(0.8, np.float32),
+        }, opset=20)  # fmt: skip
+    nodes, constants = body()
+    nodes[2:3] = [
+        node("DepthToSpace", ["r"], ["d"], blocksize=2), node("ReduceMax", ["d"], ["k"], axes=(1,)),
+        node("Sigmoid", ["k"], ["a"]), node("Mul", ["d", "a"], ["g"]),
+        node("GlobalAveragePool", ["g"], ["p"]),
+    ]  # fmt: skip
+    found["attention to places"] = model(nodes, constants | {"v": weights(CLASSES, 2, seed=2)})
+    nodes, constants = body()
+    maps = {"v": constants["v"].reshape(CLASSES, 8, 1, 1)}
+    nodes[3:] = [node("Conv", ["p", "v", "u"], ["y"])]
+    found["classes as maps"] = model(
+        nodes, constants | maps, outputs=[("y", TensorProto.FLOAT, ("n", CLASSES, 1, 1))]
+    )
+    for name in ("softmax", "sigmoid"):
+        nodes[3:] = [
+            node("Conv", ["p", "v", "u"], ["z"]), node(name.capitalize(), ["z"], ["t"]),
+            node("Flatten", ["t"], ["y"]),
+        ]  # fmt: skip
+        if name == "softmax":
+            nodes[4].attribute.append(helper.make_attribute("axis", 1))
+        found[f"{name} of maps"] = model(nodes, constants | maps)
+    found["numbers that are no bytes"] = plain()
+    for tensor in found["numbers that are no bytes"].graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        numbers = helper.make_tensor(tensor.name, tensor.data_type, tensor.dims, values.ravel())
+        tensor.CopyFrom(numbers)
+    found["version 3 of the format"] = _with_listed_weights(plain(opset=11))
+    found["version 3 of the format"].ir_version = 3
+    nodes, constants = body()
+    nodes[2:2] = [
+        node("Split", ["r", "parts"], ["k", "l"], axis=1),
+        node("Concat", ["l", "k"], ["m"], axis=1),
+    ]
+    nodes[4].input[0] = "m"
+    found["parts of channels"] = model(nodes, constants | {"parts": array([3, 5])})
+    casts = node("Cast", ["c"], ["d"], to=TensorProto.DOUBLE), node("Sigmoid", ["d"], ["s"])
+    nodes, constants = body(activation=node("Cast", ["s"], ["r"], to=TensorProto.FLOAT))
+    nodes[1:1] = casts
+    found["float64 inside"] = model(nodes, constants)
     found["a class token"] = _transformer("n")
     found["a class token for one image"] = _transformer(1)
     nodes, constants = body()

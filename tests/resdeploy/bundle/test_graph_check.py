@@ -69,6 +69,10 @@ def ones(*shape: int) -> Any:
     return np.ones(shape, np.float32)
 
 
+def integers(*values: int) -> Any:
+    return np.array(values, np.int64)
+
+
 def chain(count: int, make_node: Callable[[str, str], Any]) -> list[Any]:
     """Return nodes that lead from `x` to `y`, each of which reads the output of the last."""
     names = ["x", *(f"t{i}" for i in range(count - 1)), "y"]
@@ -108,6 +112,16 @@ BOMBS: dict[str, tuple[Sequence[Any], dict[str, Any]]] = {
     "two outputs": ([helper.make_node("MaxPool", ["x"], ["y", "i"], kernel_shape=[1, 1])], {}),
     "equal names": ([node("Relu", "x", "x"), node("Relu", "x", "y")], {}),
     "attribute of another type": ([node("Concat", "x x", "y", axis="one")], {}),
+    "a part without an end": ([node("Slice", "x i", "y")], {"i": integers(0)}),
+    "a part of more axes": ([node("Slice", "x i j", "y")], {"i": integers(0), "j": integers(1, 1)}),
+    "a part backwards": (
+        [node("Slice", "x i j i k", "y")],
+        {"i": integers(0), "j": integers(1), "k": integers(-1)},
+    ),
+    "an axis that is no number of one": ([node("Squeeze", "x i", "y")], {"i": integers(1)}),
+    "an axis that does not exist": ([node("Unsqueeze", "x i", "y")], {"i": integers(9)}),
+    "blocks of more channels": ([node("DepthToSpace", "x", "y", blocksize=2)], {}),
+    "three operands": ([helper.make_node("Max", ["x", "x", "x"], ["y"])], {}),
     "no attribute": ([node("Transpose", "x", "y")], {}),
 }  # fmt: skip
 
