@@ -141,7 +141,10 @@ def make_page(inputs: ReportInputs) -> Page:
         *(result.verdict for result in inputs.verifications),
     ]
     names = [bundle.name for bundle in bundles]
-    advice = recommendation(names, inputs.comparisons, inputs.verifications, inputs.benchmarks)
+    doubts, owners = _warnings(inputs)
+    advice = recommendation(
+        names, inputs.comparisons, inputs.verifications, inputs.benchmarks, doubts
+    )
     return Page(
         title=_title(inputs),
         lead=_lead(bundles),
@@ -161,7 +164,7 @@ def make_page(inputs: ReportInputs) -> Page:
         ),
         recommendation=advice.sentence,
         commands=advice.commands,
-        warnings=tuple(grouped_by_hint(*_warnings(inputs))),
+        warnings=tuple(grouped_by_hint(doubts, owners)),
         summary=(
             *(line for result in inputs.comparisons for line in comparison_summary(result)),
             *map(verification_summary, inputs.verifications),

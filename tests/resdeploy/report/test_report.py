@@ -17,8 +17,8 @@ import pytest
 
 from resdeploy.benchmark_process.roofline import Ceilings, roofline
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.manifest import Encoding, ExportWarning, write_manifest
-from resdeploy.bundle.quality import quality_warnings
+from resdeploy.bundle.manifest import Encoding, ExportWarning, Precision, write_manifest
+from resdeploy.bundle.quality import NO_BETTER, quality_warnings
 from resdeploy.cli.verify import verification_text
 from resdeploy.errors import BundleError, DocumentError, OutputError
 from resdeploy.json_documents import jsonable, parse
@@ -478,26 +478,108 @@ def test_a_passed_backend_that_was_not_timed_is_timed_first(verification: Verifi
     sentence, commands = advice_of(verification, elsewhere, measured)
     assert sentence == (
         "Before you deploy, measure also the latency of fp32.onnx with openvino, which passed the "
-        "verification:"
+        "verification; the last command writes a page that names the file to deploy:"
     )
     name = verification.environment.bundle
-    assert commands == (f"resdeploy bench {name} --also openvino --output benchmark.json",)
+    again = f"resdeploy report {name} verification.json benchmark.json"
+    assert commands == (f"resdeploy bench {name} --also openvino --output benchmark.json", again)
     # A machine with a GPU is not used for its CPU.
-    _, commands = advice_of(verification, [*elsewhere, replace(fp32, backend="gpu")], measured)
-    assert commands == (f"resdeploy bench {name} --output benchmark.json",)
+    gpu = [replace(fp32, backend="gpu"), replace(fp32, backend="gpu", encoding=Encoding.TENSORRT)]
+    _, commands = advice_of(verification, [*elsewhere, *gpu], measured)
+    assert commands == (f"resdeploy bench {name} --output benchmark.json", again)
 
 
 def test_untimed_files_are_named_with_their_backend(verification: Verification) -> None:
     results = passed_on_onnxruntime(verification)
     # Times of another bundle or machine say nothing about these files.
     for other in ({"bundle": "other.bundle"}, {"device": Device(cpu="another")}):
-        sentence, _ = advice_of(verification, results, own_benchmark(verification, **other))
+        sentence, commands = advice_of(verification, results, own_benchmark(verification, **other))
         assert re.fullmatch(  # neither int8.onnx nor fp16.onnx, which are for GPUs
             r"Deploy one of these, which passed the verification: "
             r"(fp32|int8-cpu)\.onnx with onnxruntime-cpu and (fp32|int8-cpu)\.onnx with "
-            r"onnxruntime-cpu\. This command finds the fastest:",
+            r"onnxruntime-cpu\. These commands time them; the last command writes a page that "
+            r"names the file to deploy:",
             sentence,
         )
+        assert [line.split()[1] for line in commands] == ["bench", "report"]
+
+
+PASS, FAIL, OPEN_VERDICT = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
+ALONE = "Deploy fp32.onnx with onnxruntime-cpu: no other file for this machine passed the "
+
+
+@pytest.mark.parametrize(
+    ("fp32", "int8", "openvino", "begin", "commands"),
+    [
+        (Verdict.REPRODUCED, FAIL, FAIL, ALONE, ["serve"]),
+        (
+            Verdict.REPRODUCED, OPEN_VERDICT, FAIL,
+            "Deploy only fp32.onnx with onnxruntime-cpu for now: 24 labelled images do not decide "
+            "about int8-cpu.onnx with onnxruntime-cpu. The first command serves it; the others ",
+            ["serve", "verify", "bench", "report"],
+        ),
+        (
+            FAIL, OPEN_VERDICT, OPEN_VERDICT,
+            "Deploy no file on this machine yet: 24 labelled images do not decide about "
+            "int8-cpu.onnx with onnxruntime-cpu and int8-cpu.onnx with openvino. Verify with more;",
+            ["verify", "bench", "report"],
+        ),
+        (
+            Verdict.REPRODUCED, PASS, OPEN_VERDICT,
+            "Deploy int8-cpu.onnx with onnxruntime-cpu: of the files for this machine that passed "
+            "the verification, it is the fastest; 24 labelled images do not decide about "
+            "int8-cpu.onnx with openvino:",
+            ["serve"],
+        ),
+        (FAIL, FAIL, FAIL, "Deploy no file on this machine: none that is made for it ", []),
+    ],
+)  # fmt: skip
+def test_the_advice_names_files_about_which_the_images_do_not_decide(
+    verification: Verification,
+    fp32: Verdict,
+    int8: Verdict,
+    openvino: Verdict,
+    begin: str,
+    commands: list[str],
+) -> None:
+    verdicts = {Encoding.FLOAT: fp32, Encoding.CPU: int8, Encoding.TENSORRT: FAIL}
+    lines = [
+        replace(line, verdict=verdicts[line.encoding])
+        for line in passed_on_onnxruntime(verification)
+        if line.precision is not Precision.FP16
+    ]
+    cpu = next(line for line in lines if line.encoding is Encoding.CPU)
+    lines.append(replace(cpu, backend="openvino", verdict=openvino))
+    sentence, found = advice_of(verification, lines, own_benchmark(verification))
+    assert sentence.startswith(begin)
+    assert [line.split()[1] for line in found] == commands
+    for line in found:
+        assert ("--max-drop 50" in line) is (line.split()[1] == "verify")  # as before
+        times = line.split()[1] == "bench" and openvino is not FAIL
+        assert ("--also openvino" in line) is times
+
+
+def test_a_network_that_has_learned_nothing_is_trained_again(
+    tiny_bundle: Bundle, verification: Verification
+) -> None:
+    doubt = ExportWarning(message=f"the network is {NO_BETTER}: 25 %", hint="train again")
+    manifest = replace(tiny_bundle.manifest, warnings=(doubt,))
+    name = verification.environment.bundle or ""
+    bundles = [BundleContents(name, manifest, None)]
+    passed = replace(verification, warnings=(doubt,))
+    for inputs in (
+        {"bundles": bundles},
+        {"bundles": bundles, "verifications": [verification]},
+        {"verifications": [passed], "benchmarks": [own_benchmark(verification)]},
+        {"benchmarks": [replace(benchmark(), warnings=(doubt,))]},
+    ):
+        page = page_of(**inputs)
+        assert page.recommendation == (
+            "Train again, because the network is no better than always predicting one class."
+        )
+        assert not page.commands
+    other = BundleContents("other.bundle", tiny_bundle.manifest, None)
+    assert page_of(bundles=[*bundles, other]).commands  # the warning names its bundle
 
 
 def test_a_fast_contender_with_a_wide_interval_is_not_called_the_fastest() -> None:
