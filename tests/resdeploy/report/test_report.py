@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from resdeploy.benchmark_process.roofline import Ceilings, roofline
+from resdeploy.bundle.analysis import Analysis, Remedy
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Encoding, ExportWarning, Precision, write_manifest
 from resdeploy.bundle.quality import NO_BETTER, quality_warnings
@@ -175,6 +176,31 @@ def test_a_verified_report_shows_no_doubt_that_the_verification_answers(
     page = page_of(bundles=bundles, benchmarks=[measured], verifications=[verification])
     assert page.verdict is Verdict.PASS
     assert page.warnings == ()
+
+
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_the_layers_need_no_action_only_if_no_open_warning_is_about_the_graph(
+    tiny_bundle: Bundle, verification: Verification, is_answered: bool
+) -> None:
+    """A verification answers that the images of the export are few, but not a target."""
+    remedy = Remedy(
+        encoding=Encoding.CPU, options=(), images=24, origin=None, agreement=100.0, sqnr_db=31.0
+    )
+    analysis = Analysis(encoding=Encoding.CPU, remedy=remedy, layers=(), histograms=())
+    artifacts = tuple(replace(a, quality=None) for a in tiny_bundle.manifest.artifacts)
+    manifest = replace(tiny_bundle.manifest, artifacts=artifacts)
+    (few,) = quality_warnings(manifest)
+    target = ExportWarning(message="int8-cpu: undecided", hint="", artifacts=("int8-cpu",))
+    manifest = replace(manifest, warnings=(few,) if is_answered else (few, target))
+    name = verification.environment.bundle or ""
+    for verifications, is_open in (([], True), ([verification], not is_answered)):
+        page = page_of(
+            bundles=[BundleContents(name, manifest, analysis)], verifications=verifications
+        )
+        text = to_markdown(page)
+        assert ("No action is needed" in text) is not is_open
+        assert ("the warning about this graph has its own remedy" in text) is is_open
+        assert bool(page.warnings) is is_open
 
 
 def test_lines_about_several_bundles_name_them_once(tiny_bundle: Bundle) -> None:
