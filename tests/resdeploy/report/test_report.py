@@ -99,6 +99,46 @@ def test_the_worst_verdict_is_the_verdict_of_the_page(verification: Verification
     assert page_of(benchmarks=[benchmark()]).verdict is None
 
 
+def texts_of(result: Verification) -> list[str]:
+    """Return the notes below the tables of a verification."""
+    blocks = page_of(verifications=[result]).sections[0].blocks
+    return [block.text for block in blocks if isinstance(block, Text)]
+
+
+def test_the_note_about_more_images_names_each_backend_whose_number_differs(
+    verification: Verification,
+) -> None:
+    lines = [
+        replace(line, verdict=Verdict.INCONCLUSIVE, images_to_decide=270, drop=0.0)
+        for line in verification.results
+        if line.backend == "onnxruntime-cpu" and line.precision is Precision.INT8
+    ]
+    (cpu,) = (line for line in lines if line.encoding is Encoding.CPU)
+    others = [line for line in lines if line is not cpu]
+    lines = [replace(cpu, images_to_decide=87, drop=4.17), replace(cpu, backend="openvino")]
+    undecided = replace(verification, results=(*lines, *others))
+    note = texts_of(undecided)[0]
+    assert note == (
+        "About 270 labelled images decide whether the drop of int8-cpu on openvino and int8 (for "
+        "TensorRT) is at most 50 points, if it stays at +0.00 points, as on these; about 87 decide "
+        "about int8-cpu on onnxruntime-cpu."
+    )
+    # One drop is not that of all graphs that need as many images.
+    alike = tuple(replace(line, images_to_decide=270) for line in undecided.results)
+    assert texts_of(replace(undecided, results=alike))[0].endswith(
+        "whether the drop is at most 50 points, if the drops stay as on these."
+    )
+    one = tuple(replace(line, images_to_decide=1, drop=0.0) for line in undecided.results)
+    assert texts_of(replace(undecided, results=one))[0].startswith("About 1 labelled image would")
+
+
+def test_the_notes_say_what_the_images_may_have_chosen(verification: Verification) -> None:
+    chosen = "If the training chose its epoch on these images, their top-1 accuracy may be "
+    assert chosen + "overestimated." in texts_of(verification)
+    used = texts_of(replace(verification, used_before=7))
+    assert used[2].startswith("The export chose INT8 ranges or layers on 7 of the images, so ")
+
+
 def test_golden_images_alone_have_no_accuracy(tiny_bundle: Bundle) -> None:
     page = page_of(verifications=[verify(tiny_bundle)])
     assert page.sections[0].title == "Agreement"
