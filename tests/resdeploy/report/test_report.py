@@ -166,7 +166,7 @@ def test_the_sources_of_the_pre_processing_are_named(tiny_bundle: Bundle) -> Non
     assert "(from an option)" in to_html(page).decode()
 
 
-def test_warnings_stand_between_the_advice_and_the_summary(
+def test_warnings_stand_between_the_verdict_and_the_advice(
     tiny_bundle: Bundle, verification: Verification
 ) -> None:
     doubts = tuple(
@@ -186,7 +186,7 @@ def test_warnings_stand_between_the_advice_and_the_summary(
     assert page.warnings == ((("int8 is bad <b>", "int8-cpu is bad <b>"), "mend | it"),)
     text = to_html(page).decode()
     assert text.count('<div class="warning" role="note">') == 1
-    order = ('class="verdict', 'class="recommendation', 'class="warning"', 'class="summary')
+    order = ('class="verdict', 'class="warning"', 'class="recommendation', 'class="summary')
     places = [text.index(name) for name in order]
     assert places == sorted(places)
     assert "int8-cpu is bad &lt;b&gt;" in text
@@ -194,6 +194,7 @@ def test_warnings_stand_between_the_advice_and_the_summary(
     first = lines.index("> [!WARNING]")
     assert lines[first + 1] == "> **int8 is bad &lt;b&gt;**"
     assert not any(line.startswith("* ") for line in lines[:first])
+    assert first < lines.index(f"**{page.recommendation}**")
     assert r"> mend \| it" in lines
 
 
