@@ -94,8 +94,8 @@ def _of_verification(
         ((pair, line),) = pairs.items()
         if doubt:
             return Recommendation(
-                f"Deploy only {pair} for now: {doubt}. The first command serves it; the others "
-                f"verify with more images, and {NEW_PAGE}",
+                f"Deploy only {pair} for now: {doubt}. The first command serves it, the second "
+                f"verifies with more images, and {NEW_PAGE}",
                 (_serve(name, line), *again),
             )
         return Recommendation(

@@ -582,7 +582,7 @@ ALONE = "Deploy fp32.onnx with onnxruntime-cpu: no other file for this machine p
         (
             Verdict.REPRODUCED, OPEN_VERDICT, FAIL,
             "Deploy only fp32.onnx with onnxruntime-cpu for now: 24 labelled images do not decide "
-            "about int8-cpu.onnx with onnxruntime-cpu. The first command serves it; the others ",
+            "about int8-cpu.onnx with onnxruntime-cpu. The first command serves it, the second ",
             ["serve", "verify", "bench", "report"],
         ),
         (
