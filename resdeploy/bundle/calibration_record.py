@@ -229,8 +229,8 @@ def target_sentence(result: TargetResult) -> str:
     images = judged_images(result.samples, result.origin)
     text = (
         f"{graph}: {word}: {'' if lower else 'a drop of '}{result.figure:.2f} {unit} on "
-        f"{images}, at {side} {result.bound:.2f} {unit} with 95 % "
-        f"confidence ({result.option} {result.limit:g})"
+        f"{images}, at {side} {result.bound:.2f} {unit} (one-sided 95 % bound; {result.option} "
+        f"{result.limit:g})"
     )
     if result.images_to_decide is not None:
         text += f"; about {result.images_to_decide:,} images would decide"

@@ -71,12 +71,16 @@ def explain(
 
     result = run_explain(opened, encoding=graph, images=images, progress=progress_bar)
     doubts = relevant_warnings(opened.manifest, [graph_name(Precision.INT8, result.encoding)])
-    return CommandResult(result, explanation_text(result), warnings=doubts)
+    warned = any(doubt.artifacts for doubt in doubts)
+    return CommandResult(result, explanation_text(result, warned), warnings=doubts)
 
 
 @result_text
-def explanation_text(result: Explanation) -> str:
-    """Return a table of the noisiest tensors, then totals, the INT8 coverage and the action."""
+def explanation_text(result: Explanation, warned: bool = False) -> str:
+    """Return a table of the noisiest tensors, then totals, the INT8 coverage and the action.
+
+    `warned` says that a warning of the bundle is about the graph.
+    """
     from resdeploy.report.layers import noise_percent, noise_text, remedy_lines
 
     most = noise_percent(result.layers[0].sqnr_alone_db)
@@ -106,7 +110,9 @@ def explanation_text(result: Explanation) -> str:
         f"all {len(result.layers)} quantised ({result.calibrator}): {noise_text(result.sqnr_db)} "
         f"({result.sqnr_db:.1f} dB SQNR) at the logits, on {plural(result.images, 'golden image')}"
     )
-    return "\n".join([*lines, coverage_text(result.coverage), "", *remedy_lines(result.remedy)])
+    return "\n".join(
+        [*lines, coverage_text(result.coverage), "", *remedy_lines(result.remedy, warned=warned)]
+    )
 
 
 def coverage_text(coverage: Coverage) -> str:

@@ -251,10 +251,13 @@ def training_text(result: TrainingResult) -> str:
         lines.append(f"the last epoch is the most accurate one, so {advice}")
     lines += unread_lines(result.unreadable, result.passed_over)
     doubt = chance_doubt(result.accuracy, result.val_images, result.baseline_accuracy)
-    lines += [doubt] if doubt else []
+    chance, _, remedies = (doubt or "").rpartition("; ")
+    lines += [chance] if doubt else []
     report = result.run / REPORT
     lines.append(f"report: {report}")
-    if result.accuracy > result.baseline_accuracy:
+    if doubt:
+        lines.append(f"next: {remedies}")
+    elif result.accuracy > result.baseline_accuracy:
         lines.append(f"next: resdeploy export {quote(str(result.run))} --int8")
     else:
         lines.append(f"next: {TRAIN_AGAIN}; {REMEDIES}")

@@ -124,5 +124,5 @@ class Page:
     summary: tuple[str, ...]
     """Sentences with the reason for the verdict and the most important numbers."""
     warnings: tuple[tuple[tuple[str, ...], str], ...] = ()
-    """Doubts, which stand above the summary: messages that share a hint, and the hint."""
+    """Doubts, which stand above the recommendation: messages that share a hint, and the hint."""
     sections: tuple[Section, ...]

@@ -13,8 +13,6 @@ def to_markdown(page: Page) -> str:
     verdict = f": {page.verdict.value}" if page.verdict else ""
     parts = [f"## {markdown_cell(page.title)}{verdict}"]
     parts += [markdown_cell(line) for line in (page.lead, page.subject) if line]
-    parts += [f"**{markdown_cell(page.recommendation)}**"] if page.recommendation else []
-    parts += _block(Commands(lines=page.commands)) if page.commands else []
     parts += [
         "> [!WARNING]\n"
         + "\n>\n".join(
@@ -25,6 +23,8 @@ def to_markdown(page: Page) -> str:
         )
         for messages, hint in page.warnings
     ]
+    parts += [f"**{markdown_cell(page.recommendation)}**"] if page.recommendation else []
+    parts += _block(Commands(lines=page.commands)) if page.commands else []
     parts.append("\n".join(f"* {markdown_cell(sentence)}" for sentence in page.summary))
     for section in page.sections:
         shown = [part for block in section.blocks for part in _block(block)]

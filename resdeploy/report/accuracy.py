@@ -34,28 +34,40 @@ def decision_sentence(result: Verification) -> str:
         (MAX_IMAGES + 1 if line.images_to_decide is None else line.images_to_decide, line)
         for line in judged or result.results
     ]
-    most, drop = max(((count, line.drop) for count, line in needed), key=lambda pair: pair[0])
-    slowest = dict.fromkeys(_with_use(line) for count, line in needed if count == most)
+    counts = {(count, _with_use(line)) for count, line in needed}
+    graphs = [graph for _, graph in counts]
+
+    def name(line: ArtifactResult) -> str:  # the backend, too, if those of a graph differ
+        graph = _with_use(line)
+        return f"{graph} on {line.backend}" if graphs.count(graph) > 1 else graph
+
+    most = max(count for count, _ in needed)
+    slowest = [line for count, line in needed if count == most]
     # Without labels, FP32 is compared with nothing but itself. A limit of all graphs names none.
-    is_general = not judged or (len(needed) > 1 and all(count == most for count, _ in needed))
-    of_graph = "" if is_general else f" of {joined([*slowest])}"
-    count = f"about {most:,}" if most <= MAX_IMAGES else f"not even {MAX_IMAGES:,}"
+    is_general = not judged or (len(needed) > 1 and len(slowest) == len(needed))
+    of_graph = "" if is_general else f" of {joined([*dict.fromkeys(map(name, slowest))])}"
+    begin = "about" if most <= MAX_IMAGES else "not even"
+    images = plural(min(most, MAX_IMAGES), "labelled image")
     limit = plural(result.decided_drop, "point")
     fewer = result.max_drop is not None and most < result.images
     verb = "would have been enough to decide" if fewer else "decide"
-    sentence = f"{count} labelled images {verb} whether the drop{of_graph} is at most {limit}"
+    sentence = f"{begin} {images} {verb} whether the drop{of_graph} is at most {limit}"
     if result.max_drop is None:
         return (
             f"accuracy is not judged: {sentence}, if predictions change as often as at the export, "
             "and become right as often as wrong"
         )
-    given = "if the drop is" if fewer else "if it stays at"
+    drops = {signed(line.drop or 0.0, 2) for line in slowest}
+    if len(drops) == 1:
+        given = f"{'the drop is' if fewer else 'it stays at'} {drops.pop()} points, as on these"
+    else:
+        given = f"the drops {'are' if fewer else 'stay'} as on these"
     others: dict[int, dict[str, None]] = {}
-    for images, line in needed:
-        if images < most and line.verdict is Verdict.INCONCLUSIVE:
-            others.setdefault(images, {})[_with_use(line)] = None
+    for count, line in needed:
+        if count < most and line.verdict is Verdict.INCONCLUSIVE:
+            others.setdefault(count, {})[name(line)] = None
     more = "".join(f"; about {n:,} decide about {joined([*names])}" for n, names in others.items())
-    return f"{sentence}, {given} {signed(drop or 0.0, 2)} points, as on these{more}"
+    return f"{sentence}, if {given}{more}"
 
 
 def verification_summary(result: Verification) -> str:
@@ -70,7 +82,7 @@ def verification_summary(result: Verification) -> str:
     if failed:
         return f"Verification failed on {images}: {', '.join(failed)}."
     if undecided:
-        return f"{images.capitalize()} do not decide about {', '.join(undecided)}."
+        return f"{images[0].upper()}{images[1:]} do not decide about {', '.join(undecided)}."
     if result.max_drop is None:
         return (
             f"This machine computes what the export computed ({images}). That says nothing about "
@@ -90,16 +102,21 @@ def verification_section(result: Verification) -> Section:
     """Return tables of a verification; with labels also the drops and the confusion matrix."""
     if result.max_drop is None:
         return Section(title="Agreement", blocks=(_golden_check(result),))
-    notes = [f"{decision_sentence(result).capitalize()}."]
+    notes = [
+        f"{decision_sentence(result)}.",
+        "if the training chose its epoch on these images, their top-1 accuracy may be "
+        "overestimated.",
+    ]
     if result.used_before:
         notes.append(
-            f"The export chose INT8 ranges or layers on {result.used_before:,} of the images, "
-            "so their accuracy may be overestimated."
+            f"the export chose INT8 ranges or layers on {result.used_before:,} of the images, "
+            "so their INT8 accuracy may be overestimated, too."
         )
     unread = unread_lines(result.unreadable, result.passed_over)
-    notes += [f"{line[0].upper()}{line[1:]}." for line in unread]
+    notes += [f"{line}." for line in unread]
     tables = (_accuracy(result), _drops(result), _agreement(result), _golden_check(result))
-    blocks = (*tables, *(Text(text=note) for note in notes), *_confusion(result))
+    texts = (Text(text=f"{note[0].upper()}{note[1:]}") for note in notes)
+    blocks = (*tables, *texts, *_confusion(result))
     return Section(title="Accuracy", blocks=blocks)
 
 

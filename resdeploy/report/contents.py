@@ -104,7 +104,10 @@ def _sections(bundle: BundleContents, *, timed: bool) -> list[tuple[str, tuple[B
         if trade_offs := trade_off_blocks(record.points):
             sections.append(("Accuracy against latency", trade_offs))
     if bundle.analysis is not None:
-        sections.append(("Layers", layer_blocks(bundle.analysis, bundle.times)))
+        graph = graph_name(Precision.INT8, bundle.analysis.encoding)
+        warned = any(graph in warning.artifacts for warning in manifest.warnings)
+        blocks = layer_blocks(bundle.analysis, bundle.times, warned=warned)
+        sections.append(("Layers", blocks))
     return sections
 
 

@@ -117,8 +117,8 @@ def _other_images(artifacts: list[Artifact]) -> Table:
     )
     return Table(
         caption=f"INT8 graphs on {judged_images(first.images, first.origin)}. {independent}. "
-        "Agreement: share of the images with the same predicted class as FP32, with its 95 % "
-        "confidence interval. "
+        "Agreement: share of the images with the same predicted class as FP32, with its "
+        "two-sided 95 % confidence interval. "
         f"{SQNR_TEXT} The median is shown.",
         head=("graph", "agreement", "95 % interval", "SQNR"),
         rows=tuple(

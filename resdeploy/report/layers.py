@@ -28,8 +28,13 @@ NOISIEST = 12  # layers in the plot
 MAX_NAMES = 8
 
 
-def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, ...]:
-    """Return the remedy, a plot of the noisiest layers, a table of all layers, and histograms."""
+def layer_blocks(
+    analysis: Analysis, times: LayerTimes | None, *, warned: bool = False
+) -> tuple[Block, ...]:
+    """Return the remedy, a plot of the noisiest layers, a table of all layers, and histograms.
+
+    `warned` says that a warning is about the graph of the analysis.
+    """
     graph = f"{graph_name('int8', analysis.encoding)}.onnx"
     noisiest = sorted(
         (layer for layer in analysis.layers if layer.worst_db is not None),
@@ -87,7 +92,7 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
         html_only=True,
     )
     plots = [_noise(graph, noisiest)] if noisiest else []
-    texts = tuple(Text(text=line) for line in remedy_lines(analysis.remedy))
+    texts = tuple(Text(text=line) for line in remedy_lines(analysis.remedy, warned=warned))
     histograms = [_histogram(graph, values) for values in analysis.histograms]
     return (*texts, *plots, table, *histograms)
 
@@ -116,8 +121,11 @@ def noise_text(sqnr_db: float | None) -> str:
     return f"{two_digits(percent)} %"
 
 
-def remedy_lines(remedy: Remedy) -> list[str]:
-    """Return sentences with the action, what it gains and what it costs."""
+def remedy_lines(remedy: Remedy, *, warned: bool = False) -> list[str]:
+    """Return sentences with the action, what it gains and what it costs.
+
+    If the figures need none, but the graph is `warned` about, they refer to the warning.
+    """
     graph = f"{graph_name('int8', remedy.encoding)}.onnx"
     images = (
         judged_images(remedy.images, remedy.origin)
@@ -127,18 +135,25 @@ def remedy_lines(remedy: Remedy) -> list[str]:
     step = f" (one image is {percentage(100 / remedy.images)})" if remedy.agreement < 100 else ""
     agreement = (
         f"{with_use(graph, remedy.encoding)} predicts the class of FP32 for "
-        f"{percentage(remedy.agreement)} of {images}{step}. An action is named if more than "
-        f"{100 - ENOUGH_AGREEMENT:g} % of them, and more than one, have another class; above "
-        f"{100 - LIMITS[Precision.INT8].agreement:g} %, the export also warns."
+        f"{percentage(remedy.agreement)} of {images}{step}. If at least two of them have "
+        f"another class, an action is named above {100 - ENOUGH_AGREEMENT:g} %, and the export "
+        f"also warns above {100 - LIMITS[Precision.INT8].agreement:g} %."
     )
     sqnr = f"On the golden images, the SQNR of its logits is {remedy.sqnr_db:.1f} dB"
     limit = f"; below {ENOUGH_SQNR_DB:g} dB, an action is named."
+    is_low = remedy.sqnr_db < ENOUGH_SQNR_DB
     if not (action := action_text(remedy)):
-        is_low = remedy.sqnr_db < ENOUGH_SQNR_DB
-        rest = ", which is low, but the images above decide." if is_low else limit
-        return [f"No action is needed: {agreement}", f"{sqnr}{rest}"]
+        sqnr += ", which is low, but the images above decide." if is_low else limit
+        if warned:
+            rest = "These figures need no action; the warning about this graph has its own remedy."
+            return [agreement, sqnr, rest]
+        return [f"No action is needed: {agreement}", sqnr]
     sqnr += limit
-    lines = [agreement, sqnr, f"Action: {action}."]
+    changed = round(remedy.images * (1 - remedy.agreement / 100))
+    has_changed = changed > max(1.0, remedy.images * (1 - ENOUGH_AGREEMENT / 100))
+    reasons = ["agreement"] * has_changed + ["SQNR"] * is_low
+    reason = f", because of the {' and the '.join(reasons)}" if reasons else ""
+    lines = [agreement, sqnr, f"Action{reason}: {action}."]
     if remedy.mixture is None:
         return [*lines, f"No option keeps layers of {graph} in float."]
     mixture = remedy.mixture
@@ -148,7 +163,7 @@ def remedy_lines(remedy: Remedy) -> list[str]:
         f"{plural(mixture.candidates, 'layer')} (additions included) in float ({names}), the SQNR "
         f"is {mixture.sqnr_db:.1f} dB instead of {remedy.sqnr_db:.1f} dB. "
         + (
-            "The search of the export measures on more images, and may keep fewer or more of them."
+            "The search of the export measures on other images, and may choose other layers."
             if remedy.sufficient
             else f"{_missed_limit(mixture)}, so layers in float alone may not be enough."
         )

@@ -129,7 +129,7 @@ def report(
 
 def make_page(inputs: ReportInputs) -> Page:
     """Return the page of a report: verdict, summary, results, environments and commands."""
-    bundles = inputs.bundles
+    bundles = [_with_open_warnings(bundle, inputs.verifications) for bundle in inputs.bundles]
     environments = [
         *((f"Export of {bundle.name}", export_environment(bundle.manifest)) for bundle in bundles),
         *(("Verification", result.environment) for result in inputs.verifications),
@@ -141,7 +141,10 @@ def make_page(inputs: ReportInputs) -> Page:
         *(result.verdict for result in inputs.verifications),
     ]
     names = [bundle.name for bundle in bundles]
-    advice = recommendation(names, inputs.comparisons, inputs.verifications, inputs.benchmarks)
+    doubts, owners = _warnings(inputs)
+    advice = recommendation(
+        names, inputs.comparisons, inputs.verifications, inputs.benchmarks, doubts
+    )
     return Page(
         title=_title(inputs),
         lead=_lead(bundles),
@@ -161,7 +164,7 @@ def make_page(inputs: ReportInputs) -> Page:
         ),
         recommendation=advice.sentence,
         commands=advice.commands,
-        warnings=tuple(grouped_by_hint(*_warnings(inputs))),
+        warnings=tuple(grouped_by_hint(doubts, owners)),
         summary=(
             *(line for result in inputs.comparisons for line in comparison_summary(result)),
             *map(verification_summary, inputs.verifications),
@@ -214,12 +217,7 @@ def _warnings(inputs: ReportInputs) -> tuple[list[ExportWarning], set[str]]:
         *((bundle.name, bundle.manifest.warnings) for bundle in inputs.bundles),
     ]
     for bundle in inputs.bundles:
-        accurate = {
-            graph
-            for result in inputs.verifications
-            if result.environment.bundle == bundle.name
-            for graph in accurate_graphs(result.results)
-        }
+        accurate = _accurate(bundle.name, inputs.verifications)
         owned = [
             (
                 name,
@@ -238,6 +236,25 @@ def _warnings(inputs: ReportInputs) -> tuple[list[ExportWarning], set[str]]:
             for warning in (named_warnings(name, found) if several and name else found)
         ),
     ], names
+
+
+def _with_open_warnings(
+    bundle: BundleContents, verifications: Sequence[Verification]
+) -> BundleContents:
+    """Return the contents of a bundle without the warnings that these verifications answer."""
+    manifest, accurate = bundle.manifest, _accurate(bundle.name, verifications)
+    warnings = tuple(open_warnings(manifest, manifest.warnings, accurate))
+    return replace(bundle, manifest=replace(manifest, warnings=warnings))
+
+
+def _accurate(name: str, verifications: Sequence[Verification]) -> set[str]:
+    """Return the graphs of the bundle called `name` whose accuracy passed in a verification."""
+    return {
+        graph
+        for result in verifications
+        if result.environment.bundle == name
+        for graph in accurate_graphs(result.results)
+    }
 
 
 def _lead(bundles: Sequence[BundleContents]) -> str:

@@ -79,9 +79,10 @@ def training_page(
     network = f"{settings['network']} at {size_text(preprocessing.image_size)} pixels"
     measured = int(evaluation.confusion.sum())
     low, high = wilson_interval(int(evaluation.confusion.trace()), measured)
-    has_learned = low > outcome.baseline_accuracy
     chance = chance_doubt(evaluation.accuracy, measured, outcome.baseline_accuracy)
+    has_learned = evaluation.accuracy > outcome.baseline_accuracy and not chance
     doubts = [*warnings, *([chance] if chance else [])]
+    accepted = "If the warnings above are acceptable" if doubts else "Next"
     chosen = ", which also chose the epoch" if outcome.epochs > 1 else ""
     stopped = f"The training ended before epoch {outcome.planned_epochs}: {outcome.stopped}."
     longer = ""
@@ -94,7 +95,7 @@ def training_page(
         title=f"{percentage(evaluation.accuracy, 2)} top-1 accuracy",
         lead=f"{network}, {plural(len(images.classes), 'class')}; training run {name}, "
         f"{made_text(environment)}",
-        recommendation="Next, export the network:" if has_learned else "",
+        recommendation=f"{accepted}, export the network:" if has_learned else "",
         commands=(f"resdeploy export {quote(name)} --int8",) if has_learned else (),
         summary=(
             f"Trained on {outcome.train_images:,} images; measured on {measured:,} validation "

@@ -114,7 +114,10 @@ def test_the_layer_with_the_noise_goes_to_float_and_the_gain_is_real(tiny_bundle
         mixture.latency_ratio is None
     )  # a CPU does not run TensorRT's graph as fast as TensorRT does
     text = " ".join(remedy_lines(remedy))
-    assert "Action: export again with --min-agreement 99." in text
+    assert (
+        "Action, because of the agreement and the SQNR: export again with --min-agreement 99."
+        in text
+    )
     assert READER in text
 
 

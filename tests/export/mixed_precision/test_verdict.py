@@ -73,6 +73,17 @@ def test_an_agreement_is_held_only_with_enough_images(
     assert all(warning.artifacts == ("int8-cpu",) for warning in warnings)
 
 
+def test_the_sentence_says_that_the_bound_is_one_sided() -> None:
+    """The report has the two-sided interval of the same images, which is wider."""
+    target = AccuracyTarget(min_agreement=99.0, max_drop=1.0)
+    *_, agreement, drop = judge_accuracy(judgement(34, 1, labelled=True), target)
+    for result, words in (
+        (agreement, "at least 86.79 % (one-sided 95 % bound; --min-agreement 99); about "),
+        (drop, f"at most {drop.bound:.2f} points (one-sided 95 % bound; --max-drop 1); about "),
+    ):
+        assert f" on 34 images not used by the calibration, {words}" in target_sentence(result)
+
+
 def test_a_graph_that_is_mostly_in_float_is_doubtful() -> None:
     parity = Parity(images=8, max_error=0.1, agreement=100.0, sqnr_db=40.0, sqnr_db_p5=35.0)
     graph = Artifact(

@@ -123,6 +123,10 @@ def test_the_worst_graph_is_explained(tiny_bundle: Bundle, worst: Encoding) -> N
     assert (result.encoding, result.is_worst) == (worst, True)
     assert result.remedy.encoding is worst
     assert "the least accurate INT8 graph" in explanation_text(result)
+    needless = dataclasses.replace(result.remedy, options=(), mixture=None)
+    text = explanation_text(dataclasses.replace(result, remedy=needless), True)
+    assert "No action is needed" not in text
+    assert "the warning about this graph has its own remedy" in text
     other = BOTH[1 - BOTH.index(worst)]
     chosen = explain(Bundle(tiny_bundle.path, manifest), encoding=other, images=1)
     assert (chosen.encoding, chosen.is_worst) == (other, False)

@@ -177,7 +177,7 @@ def test_the_hint_is_the_action_of_the_report_where_it_applies(tiny_bundle: Bund
         "quantisation (resdeploy train DATA --qat --init RUN) and export the new run"
     )
     assert action_text(remedy) == action
-    assert f"Action: {action}." in remedy_lines(remedy)
+    assert f"Action, because of the agreement: {action}." in remedy_lines(remedy)
     hints = [warning.hint for warning in quality_warnings(manifest, remedy)]
     assert all(hint.startswith(f"{action}, or use") for hint in hints)
     assert "calibrate on more" not in "".join(hints)

@@ -27,7 +27,11 @@ def test_an_accuracy_that_can_be_chance_is_called_so(
 ) -> None:
     text = training_text(replace(RESULT, accuracy=accuracy, val_images=images))
     assert ("this can be chance" in text) == (told is not None)
-    assert told is None or f"the accuracy is {told} with 95 % confidence" in text
+    assert told is None or f"the accuracy is {told} with 95 % confidence\n" in text
+    # The report advises no export either.
+    assert ("next: resdeploy export" in text) == (told is None and accuracy > 25)
+    remedies = "next: use more images, more --epochs, or --init with trained weights"
+    assert text.endswith(remedies) == (told is not None)
 
 
 @pytest.mark.parametrize(

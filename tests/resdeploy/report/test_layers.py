@@ -49,10 +49,40 @@ def test_the_layers_of_the_report_have_an_action() -> None:
     texts = [block.text for block in layer_blocks(ANALYSIS, None) if isinstance(block, Text)]
     assert texts == [
         "No action is needed: int8-cpu.onnx predicts the class of FP32 for 100.0 % of 32 golden "
-        "images. An action is named if more than 1 % of them, and more than one, have another "
-        "class; above 2 %, the export also warns.",
+        "images. If at least two of them have another class, an action is named above 1 %, and the "
+        "export also warns above 2 %.",
         "On the golden images, the SQNR of its logits is 31.0 dB; below 30 dB, an action is named.",
     ]
+
+
+def test_no_text_denies_the_action_of_a_warning() -> None:
+    """A target may be undecided or missed although the figures need no action."""
+    blocks = layer_blocks(ANALYSIS, None, warned=True)
+    texts = [block.text for block in blocks if isinstance(block, Text)]
+    assert texts[0].startswith("int8-cpu.onnx predicts the class of FP32 for 100.0 % of 32 ")
+    assert texts[2:] == [
+        "These figures need no action; the warning about this graph has its own remedy."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("agreement", "sqnr_db", "reason"),
+    [
+        (100 * 33 / 34, 29.6, "SQNR"),  # one image of 34 is 2.9 %
+        (100 * 32 / 34, 30.0, "agreement"),
+        (100 * 32 / 34, 29.6, "agreement and the SQNR"),
+    ],
+)
+def test_an_action_has_the_limit_that_is_missed(
+    agreement: float, sqnr_db: float, reason: str
+) -> None:
+    remedy = dataclasses.replace(
+        REMEDY, images=34, agreement=agreement, sqnr_db=sqnr_db, options=("--calibrator auto",)
+    )
+    action = "export again with --calibrator auto"
+    for warned in (False, True):
+        line = remedy_lines(remedy, warned=warned)[2]
+        assert line == f"Action, because of the {reason}: {action}."
 
 
 def test_layers_in_float_are_named_with_the_reason() -> None:
@@ -90,7 +120,7 @@ def test_the_images_of_an_agreement_are_named(origin: QualityOrigin | None, imag
     [
         (
             True, 31.2,
-            "The search of the export measures on more images, and may keep fewer or more of them.",
+            "The search of the export measures on other images, and may choose other layers.",
         ),
         (False, 29.7, "It stays below 30 dB, so layers in float alone may not be enough."),
         (

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from resdeploy.benchmark_process.roofline import Ceilings, roofline
+from resdeploy.bundle.analysis import Analysis, Remedy
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.manifest import Encoding, ExportWarning, write_manifest
-from resdeploy.bundle.quality import quality_warnings
+from resdeploy.bundle.manifest import Encoding, ExportWarning, Precision, write_manifest
+from resdeploy.bundle.quality import NO_BETTER, quality_warnings
 from resdeploy.cli.verify import verification_text
 from resdeploy.errors import BundleError, DocumentError, OutputError
 from resdeploy.json_documents import jsonable, parse
@@ -98,6 +99,46 @@ def test_the_worst_verdict_is_the_verdict_of_the_page(verification: Verification
     assert page_of(benchmarks=[benchmark()]).verdict is None
 
 
+def texts_of(result: Verification) -> list[str]:
+    """Return the notes below the tables of a verification."""
+    blocks = page_of(verifications=[result]).sections[0].blocks
+    return [block.text for block in blocks if isinstance(block, Text)]
+
+
+def test_the_note_about_more_images_names_each_backend_whose_number_differs(
+    verification: Verification,
+) -> None:
+    lines = [
+        replace(line, verdict=Verdict.INCONCLUSIVE, images_to_decide=270, drop=0.0)
+        for line in verification.results
+        if line.backend == "onnxruntime-cpu" and line.precision is Precision.INT8
+    ]
+    (cpu,) = (line for line in lines if line.encoding is Encoding.CPU)
+    others = [line for line in lines if line is not cpu]
+    lines = [replace(cpu, images_to_decide=87, drop=4.17), replace(cpu, backend="openvino")]
+    undecided = replace(verification, results=(*lines, *others))
+    note = texts_of(undecided)[0]
+    assert note == (
+        "About 270 labelled images decide whether the drop of int8-cpu on openvino and int8 (for "
+        "TensorRT) is at most 50 points, if it stays at +0.00 points, as on these; about 87 decide "
+        "about int8-cpu on onnxruntime-cpu."
+    )
+    # One drop is not that of all graphs that need as many images.
+    alike = tuple(replace(line, images_to_decide=270) for line in undecided.results)
+    assert texts_of(replace(undecided, results=alike))[0].endswith(
+        "whether the drop is at most 50 points, if the drops stay as on these."
+    )
+    one = tuple(replace(line, images_to_decide=1, drop=0.0) for line in undecided.results)
+    assert texts_of(replace(undecided, results=one))[0].startswith("About 1 labelled image would")
+
+
+def test_the_notes_say_what_the_images_may_have_chosen(verification: Verification) -> None:
+    chosen = "If the training chose its epoch on these images, their top-1 accuracy may be "
+    assert chosen + "overestimated." in texts_of(verification)
+    used = texts_of(replace(verification, used_before=7))
+    assert used[2].startswith("The export chose INT8 ranges or layers on 7 of the images, so ")
+
+
 def test_golden_images_alone_have_no_accuracy(tiny_bundle: Bundle) -> None:
     page = page_of(verifications=[verify(tiny_bundle)])
     assert page.sections[0].title == "Agreement"
@@ -125,7 +166,7 @@ def test_the_sources_of_the_pre_processing_are_named(tiny_bundle: Bundle) -> Non
     assert "(from an option)" in to_html(page).decode()
 
 
-def test_warnings_stand_between_the_advice_and_the_summary(
+def test_warnings_stand_between_the_verdict_and_the_advice(
     tiny_bundle: Bundle, verification: Verification
 ) -> None:
     doubts = tuple(
@@ -145,7 +186,7 @@ def test_warnings_stand_between_the_advice_and_the_summary(
     assert page.warnings == ((("int8 is bad <b>", "int8-cpu is bad <b>"), "mend | it"),)
     text = to_html(page).decode()
     assert text.count('<div class="warning" role="note">') == 1
-    order = ('class="verdict', 'class="recommendation', 'class="warning"', 'class="summary')
+    order = ('class="verdict', 'class="warning"', 'class="recommendation', 'class="summary')
     places = [text.index(name) for name in order]
     assert places == sorted(places)
     assert "int8-cpu is bad &lt;b&gt;" in text
@@ -153,6 +194,7 @@ def test_warnings_stand_between_the_advice_and_the_summary(
     first = lines.index("> [!WARNING]")
     assert lines[first + 1] == "> **int8 is bad &lt;b&gt;**"
     assert not any(line.startswith("* ") for line in lines[:first])
+    assert first < lines.index(f"**{page.recommendation}**")
     assert r"> mend \| it" in lines
 
 
@@ -175,6 +217,31 @@ def test_a_verified_report_shows_no_doubt_that_the_verification_answers(
     page = page_of(bundles=bundles, benchmarks=[measured], verifications=[verification])
     assert page.verdict is Verdict.PASS
     assert page.warnings == ()
+
+
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_the_layers_need_no_action_only_if_no_open_warning_is_about_the_graph(
+    tiny_bundle: Bundle, verification: Verification, is_answered: bool
+) -> None:
+    """A verification answers that the images of the export are few, but not a target."""
+    remedy = Remedy(
+        encoding=Encoding.CPU, options=(), images=24, origin=None, agreement=100.0, sqnr_db=31.0
+    )
+    analysis = Analysis(encoding=Encoding.CPU, remedy=remedy, layers=(), histograms=())
+    artifacts = tuple(replace(a, quality=None) for a in tiny_bundle.manifest.artifacts)
+    manifest = replace(tiny_bundle.manifest, artifacts=artifacts)
+    (few,) = quality_warnings(manifest)
+    target = ExportWarning(message="int8-cpu: undecided", hint="", artifacts=("int8-cpu",))
+    manifest = replace(manifest, warnings=(few,) if is_answered else (few, target))
+    name = verification.environment.bundle or ""
+    for verifications, is_open in (([], True), ([verification], not is_answered)):
+        page = page_of(
+            bundles=[BundleContents(name, manifest, analysis)], verifications=verifications
+        )
+        text = to_markdown(page)
+        assert ("No action is needed" in text) is not is_open
+        assert ("the warning about this graph has its own remedy" in text) is is_open
+        assert bool(page.warnings) is is_open
 
 
 def test_lines_about_several_bundles_name_them_once(tiny_bundle: Bundle) -> None:
@@ -478,26 +545,108 @@ def test_a_passed_backend_that_was_not_timed_is_timed_first(verification: Verifi
     sentence, commands = advice_of(verification, elsewhere, measured)
     assert sentence == (
         "Before you deploy, measure also the latency of fp32.onnx with openvino, which passed the "
-        "verification:"
+        "verification; the last command writes a page that names the file to deploy:"
     )
     name = verification.environment.bundle
-    assert commands == (f"resdeploy bench {name} --also openvino --output benchmark.json",)
+    again = f"resdeploy report {name} verification.json benchmark.json"
+    assert commands == (f"resdeploy bench {name} --also openvino --output benchmark.json", again)
     # A machine with a GPU is not used for its CPU.
-    _, commands = advice_of(verification, [*elsewhere, replace(fp32, backend="gpu")], measured)
-    assert commands == (f"resdeploy bench {name} --output benchmark.json",)
+    gpu = [replace(fp32, backend="gpu"), replace(fp32, backend="gpu", encoding=Encoding.TENSORRT)]
+    _, commands = advice_of(verification, [*elsewhere, *gpu], measured)
+    assert commands == (f"resdeploy bench {name} --output benchmark.json", again)
 
 
 def test_untimed_files_are_named_with_their_backend(verification: Verification) -> None:
     results = passed_on_onnxruntime(verification)
     # Times of another bundle or machine say nothing about these files.
     for other in ({"bundle": "other.bundle"}, {"device": Device(cpu="another")}):
-        sentence, _ = advice_of(verification, results, own_benchmark(verification, **other))
+        sentence, commands = advice_of(verification, results, own_benchmark(verification, **other))
         assert re.fullmatch(  # neither int8.onnx nor fp16.onnx, which are for GPUs
             r"Deploy one of these, which passed the verification: "
             r"(fp32|int8-cpu)\.onnx with onnxruntime-cpu and (fp32|int8-cpu)\.onnx with "
-            r"onnxruntime-cpu\. This command finds the fastest:",
+            r"onnxruntime-cpu\. These commands time them; the last command writes a page that "
+            r"names the file to deploy:",
             sentence,
         )
+        assert [line.split()[1] for line in commands] == ["bench", "report"]
+
+
+PASS, FAIL, OPEN_VERDICT = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
+ALONE = "Deploy fp32.onnx with onnxruntime-cpu: no other file for this machine passed the "
+
+
+@pytest.mark.parametrize(
+    ("fp32", "int8", "openvino", "begin", "commands"),
+    [
+        (Verdict.REPRODUCED, FAIL, FAIL, ALONE, ["serve"]),
+        (
+            Verdict.REPRODUCED, OPEN_VERDICT, FAIL,
+            "Deploy only fp32.onnx with onnxruntime-cpu for now: 24 labelled images do not decide "
+            "about int8-cpu.onnx with onnxruntime-cpu. The first command serves it, the second ",
+            ["serve", "verify", "bench", "report"],
+        ),
+        (
+            FAIL, OPEN_VERDICT, OPEN_VERDICT,
+            "Deploy no file on this machine yet: 24 labelled images do not decide about "
+            "int8-cpu.onnx with onnxruntime-cpu and int8-cpu.onnx with openvino. Verify with more;",
+            ["verify", "bench", "report"],
+        ),
+        (
+            Verdict.REPRODUCED, PASS, OPEN_VERDICT,
+            "Deploy int8-cpu.onnx with onnxruntime-cpu: of the files for this machine that passed "
+            "the verification, it is the fastest; 24 labelled images do not decide about "
+            "int8-cpu.onnx with openvino:",
+            ["serve"],
+        ),
+        (FAIL, FAIL, FAIL, "Deploy no file on this machine: none that is made for it ", []),
+    ],
+)  # fmt: skip
+def test_the_advice_names_files_about_which_the_images_do_not_decide(
+    verification: Verification,
+    fp32: Verdict,
+    int8: Verdict,
+    openvino: Verdict,
+    begin: str,
+    commands: list[str],
+) -> None:
+    verdicts = {Encoding.FLOAT: fp32, Encoding.CPU: int8, Encoding.TENSORRT: FAIL}
+    lines = [
+        replace(line, verdict=verdicts[line.encoding])
+        for line in passed_on_onnxruntime(verification)
+        if line.precision is not Precision.FP16
+    ]
+    cpu = next(line for line in lines if line.encoding is Encoding.CPU)
+    lines.append(replace(cpu, backend="openvino", verdict=openvino))
+    sentence, found = advice_of(verification, lines, own_benchmark(verification))
+    assert sentence.startswith(begin)
+    assert [line.split()[1] for line in found] == commands
+    for line in found:
+        assert ("--max-drop 50" in line) is (line.split()[1] == "verify")  # as before
+        times = line.split()[1] == "bench" and openvino is not FAIL
+        assert ("--also openvino" in line) is times
+
+
+def test_a_network_that_has_learned_nothing_is_trained_again(
+    tiny_bundle: Bundle, verification: Verification
+) -> None:
+    doubt = ExportWarning(message=f"the network is {NO_BETTER}: 25 %", hint="train again")
+    manifest = replace(tiny_bundle.manifest, warnings=(doubt,))
+    name = verification.environment.bundle or ""
+    bundles = [BundleContents(name, manifest, None)]
+    passed = replace(verification, warnings=(doubt,))
+    for inputs in (
+        {"bundles": bundles},
+        {"bundles": bundles, "verifications": [verification]},
+        {"verifications": [passed], "benchmarks": [own_benchmark(verification)]},
+        {"benchmarks": [replace(benchmark(), warnings=(doubt,))]},
+    ):
+        page = page_of(**inputs)
+        assert page.recommendation == (
+            "Train again, because the network is no better than always predicting one class."
+        )
+        assert not page.commands
+    other = BundleContents("other.bundle", tiny_bundle.manifest, None)
+    assert page_of(bundles=[*bundles, other]).commands  # the warning names its bundle
 
 
 def test_a_fast_contender_with_a_wide_interval_is_not_called_the_fastest() -> None:

@@ -49,6 +49,7 @@ def page_of_a_run(
     lines: Any = METRICS,
     epochs: int = 9,
     finish: bool = False,
+    doubts: tuple[str, ...] = ("the images are few; add more",),
 ) -> Page:
     images = dataclasses.replace(read_splits(image_data).val, classes=classes)
     config = TrainingConfig(data=data, patience=1, epochs=epochs)
@@ -64,7 +65,7 @@ def page_of_a_run(
         ["/home/someone/data/damaged.png"],
         Environment(date="2026-11-24T10:00:00", command=FINISH, device=Device(cpu="Processor <1>")),
         BEGIN,
-        ["the images are few; add more"],
+        doubts,
         ["the network is new"],
     )
 
@@ -107,6 +108,16 @@ def test_the_report_shows_matrix_mistakes_and_settings(image_data: Path) -> None
     assert "http" not in text.lower()
     assert "/home" not in text  # a report may be published
     assert "<code>damaged.png</code>" in text
+
+
+def test_the_export_is_advised_only_after_the_warnings(image_data: Path) -> None:
+    page = page_of_a_run(image_data)
+    assert page.recommendation == "If the warnings above are acceptable, export the network:"
+    text = to_html(page).decode()
+    assert text.index('<div class="warning"') < text.index('<p class="recommendation">')
+    assert page_of_a_run(image_data, doubts=()).recommendation == "Next, export the network:"
+    guessing = page_of_a_run(image_data, confusion=np.array([[2, 8, 0], [0, 0, 10], [0, 0, 0]]))
+    assert not guessing.recommendation
 
 
 def test_an_accuracy_that_can_be_chance_is_not_exported(image_data: Path) -> None:
