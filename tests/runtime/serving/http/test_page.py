@@ -231,7 +231,7 @@ def test_the_plots_show_the_statistics(page: webdriver.Chrome, image_data: Path)
     classify(page, image_data / "val" / "red" / "000.png")
     until(page, lambda: ", maximum " in element(page, "latency").text)  # of few requests
     # The median and the maximum beside the heading are of the last seconds, the plot of minutes.
-    assert "Server latency of the last 10 s" in page.find_element(By.TAG_NAME, "body").text
+    assert "Latency, last 10 s" in page.find_element(By.TAG_NAME, "body").text
     assert element(page, "rates-top").text.startswith("top of the plot: ")
     assert element(page, "latencies-top").text.startswith("top of the plot: ")
     page.execute_script(
