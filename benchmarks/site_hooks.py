@@ -22,8 +22,9 @@ HEAD = """# Commands
 The same texts as `resdeploy COMMAND --help`, made from the command line itself. Each option is
 followed by its values."""
 BLOCK = re.compile("(<pre>.*?</pre>)", re.DOTALL)
-UNIT = re.compile(r"(?<=\d) (?=%|dB)")
+UNIT = re.compile(r"(?<=\d) (?=%|(?:dB|ms|s|[kMG]i?B)\b)")
 CODE = re.compile("<code>([^<]*)</code>")
+CELL = re.compile("<td.*?</td>", re.DOTALL)
 HYPHENATED = re.compile(r"(?<![\w./=&-])[\w./=-]*(?:-\w|\w-)[\w./=-]*")
 OUTPUT = "<!-- run -->"  # mark of `benchmarks.tutorial`
 LONGEST_WORD = 32  # characters that fit on a line of a phone
@@ -53,7 +54,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
-    """Return the HTML of a page that breaks no line in an option, a file name or before a unit."""
+    """Return the HTML of a page that breaks no line in an option, a file name or before a unit.
+
+    Bars in cells of tables are escaped in Markdown; Python-Markdown leaves the backslash in code.
+    """
+    html = CELL.sub(lambda cell: cell[0].replace(r"\|", "|"), html)
     html = CODE.sub(lambda code: f"<code>{HYPHENATED.sub(_whole_word, code[1])}</code>", html)
     parts = BLOCK.split(html)
     parts[::2] = [UNIT.sub("&nbsp;", part) for part in parts[::2]]

@@ -120,7 +120,8 @@ def shift_warnings(check: NetworkCheck | None, source: Source) -> list[ExportWar
     hint += "like those of the training with --calibration-data; or train longer, if the training "
     hint += "had fewer than about 50 steps: before, the statistics of batch norms have not settled"
     if source.is_own:
-        message = "the statistics of the batch norms have not settled on the run's training images"
+        message = "the statistics of the batch norms had not settled at the end of the training, "
+        message += "as the run's training images show"
         hint = "train in more steps: more --epochs, more images or a smaller --batch-size; if the "
         hint += "images have changed since the training, train again"
     return [ExportWarning(message=f"{message}: {check.shift.figures}", hint=hint)]

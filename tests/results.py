@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from resdeploy.benchmark_process.roofline import Ceilings
-from resdeploy.bundle.manifest import Encoding, Precision
+from resdeploy.bundle.manifest import Encoding, ExportWarning, Precision
 from resdeploy.bundle.operation_counts import WorkTotals
 from resdeploy.machine.device import Device
 from resdeploy.result_files.benchmark import Benchmark, BenchmarkEnvironment, Timing
 from resdeploy.result_files.comparison import AccuracyChange, Comparison
 from resdeploy.result_files.provenance import Environment
+from resdeploy.result_files.scoring import ScoringAccuracy, ScoringReport
 from resdeploy.statistics import Verdict
 
 ROUNDS = 15
@@ -126,4 +127,19 @@ def comparison(verdict: Verdict = Verdict.INCONCLUSIVE) -> Comparison:
         verdict=verdict, first="old.bundle", second="new.bundle", max_drop=0.2, max_slowdown=5.0,
         accuracy=(change,), notices=("the folders hold different images",),
         environment=Environment(date="2026-11-24T10:00:00+00:00", command="resdeploy compare"),
+    )  # fmt: skip
+
+
+def scoring() -> ScoringReport:
+    """Return a scoring of nearly right predictions; two of the ten classes have no picture."""
+    cells = [(label, label, 143) for label in range(8)] + [(7, 9, 1)]
+    return ScoringReport(
+        output="predictions", rows=1146, failed=1, first_failed="photos/1/5.png", skipped=2,
+        parts=1, resumed_parts=0, seconds=2.5, rows_per_second=458.4,
+        engines={"int8-cpu on openvino": 1145}, bundle_sha256="0" * 64, labels=tuple("0123456789"),
+        accuracy=ScoringAccuracy(
+            rows=1145, percent=99.91, interval=(99.51, 99.98), confusion=tuple(cells)
+        ),
+        warnings=(ExportWarning(message="the images are few", hint="add more"),),
+        environment=Environment(date="2026-11-24T10:00:00+00:00", command="resdeploy score"),
     )  # fmt: skip

@@ -206,7 +206,7 @@ def float_layers_sentence(chosen: FloatLayers) -> str:
     )
     note = "; the search ran out of time, so fewer layers may suffice" if chosen.out_of_time else ""
     if not chosen.layers:
-        return f"{graph} keeps no further layer in float; {agreement}{note}."
+        return f"{graph}: the search keeps no layer in float; {agreement}{note}."
     return (
         f"{graph} keeps {plural(len(chosen.layers), 'layer')} in float "
         f"({', '.join(chosen.layers)}), with {plural(chosen.convolutions, 'convolution')} and "

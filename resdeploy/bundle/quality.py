@@ -253,9 +253,9 @@ def judged_images(images: int, origin: QualityOrigin) -> str:
 
     They may be validation images, which chose the epoch in training.
     """
-    cross_validated = origin is QualityOrigin.CROSS_VALIDATION
-    source = "by cross-validation" if cross_validated else "not used by the calibration"
-    return f"{images:,} image{'s' * (images != 1)} {source}"
+    if origin is QualityOrigin.CROSS_VALIDATION:
+        return plural(images, "cross-validated image")
+    return f"{plural(images, 'image')} not used by the calibration"
 
 
 def _images(found: Parity | Quality, manifest: Manifest) -> str:

@@ -117,8 +117,8 @@ def score(
 
     Exit code: 0 if all rows were classified, 1 if one could not be.
     """
-    from resdeploy.bundle.bundle import REPORT, open_bundle
-    from resdeploy.bundle.quality import relevant_warnings
+    from resdeploy.bundle.bundle import REPORT
+    from resdeploy.bundle.quality import short_lines
     from resdeploy.filesystem import refuse_existing_file
     from resdeploy.progress import progress_bar
     from resdeploy.runtime.scoring.engines import RayOptions
@@ -149,16 +149,13 @@ def score(
         ray=cluster if engine == "ray" else None,
     )
     result = score_sources(bundle, sources, output, options, progress_bar)
-    text = scoring_text(result)
+    text = "\n".join([*short_lines(result.warnings, bundle / REPORT), scoring_text(result)])
     if report is not None:
         from resdeploy.report.scoring import write_scoring_page
 
         write_scoring_page(report, result)
         text = f"{text}\nreport: {report}"
-    graphs = {engine.partition(" on ")[0] for engine in result.engines}
-    warnings = relevant_warnings(open_bundle(bundle).manifest, graphs)
-    exit = ExitCode.FAILED if result.failed else ExitCode.OK
-    return CommandResult(result, text, exit, warnings=warnings, page=bundle / REPORT)
+    return CommandResult(result, text, ExitCode.FAILED if result.failed else ExitCode.OK)
 
 
 @result_text
@@ -189,7 +186,8 @@ def scoring_text(result: ScoringReport) -> str:
         )
         errors = [cell for cell in found.confusion if cell[0] != cell[1]]
         lines += [
-            f"  {result.labels[true]} taken for {result.labels[predicted]}: {plural(count, 'row')}"
+            f"  true class {result.labels[true]}, predicted class {result.labels[predicted]}: "
+            f"{plural(count, 'row')}"
             for true, predicted, count in sorted(errors, key=lambda cell: -cell[2])[:SHOWN_ERRORS]
         ]
     return "\n".join(lines)

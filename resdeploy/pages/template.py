@@ -52,4 +52,4 @@ def _whole_options(text: str) -> Markup:
 
 def _unbroken(text: str) -> str:
     """Return text in which no line ends between a number and its unit, or the sign before it."""
-    return re.sub(r"(?<=\d) (?=(%|dB|ms|MB|GB|points?)(\W|$))|(?<=<) (?=\d)", "\u00a0", text)
+    return re.sub(r"(?<=\d) (?=(%|dB|ms|s|[kMG]i?B|points?)(\W|$))|(?<=<) (?=\d)", "\u00a0", text)

@@ -60,7 +60,9 @@ def comparison_section(result: Comparison) -> Section:
 
 def comparison_summary(result: Comparison) -> list[str]:
     """Return sentences: the limits of a comparison, the reasons of its verdict, and its notices."""
-    limits = "; ".join([f"First: {result.first}; second: {result.second}", *_limits(result)])
+    limits = f"First: {result.first}; second: {result.second}"
+    if not result.identical:  # which the notices say, with the reason
+        limits = "; ".join([limits, *_limits(result)])
     lines = dict.fromkeys((limits, *verdict_reasons(result), *result.notices))
     return [f"{line[0].upper()}{line[1:]}." for line in lines]
 

@@ -31,6 +31,7 @@ from resdeploy.report.layers import layer_blocks
 from resdeploy.report.trade_off import trade_off_blocks
 from resdeploy.result_files.benchmark import LayerTimes
 from resdeploy.result_files.provenance import Environment, without_folders
+from resdeploy.statistics import Verdict
 from resdeploy.tables import WORST, joined, percentage, plural, two_digits
 
 Document = TypeVar("Document")
@@ -173,7 +174,9 @@ def _calibration(record: CalibrationRecord) -> tuple[Block, ...]:
             for index, encoding in enumerate(scored)
         ]
     blocks += [Text(text=float_layers_sentence(layers)) for layers in record.float_layers]
-    blocks += [Text(text=f"{target_sentence(result)}.") for result in record.targets]
+    # The warnings have the others.
+    held = [result for result in record.targets if result.verdict is Verdict.PASS]
+    blocks += [Text(text=f"{target_sentence(result)}.") for result in held]
     return tuple(blocks)
 
 

@@ -18,7 +18,7 @@ USES = {
 }
 SQNR_TEXT = (
     "SQNR: signal-to-quantisation-noise ratio of the logits, the network's outputs; 20 dB is a "
-    "noise of 10 %, 40 dB of 1 %."
+    "noise of 1 % of the signal's power, 40 dB of 0.01 %."
 )
 
 

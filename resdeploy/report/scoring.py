@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from resdeploy.bundle.quality import grouped_by_hint
 from resdeploy.filesystem import write_file
 from resdeploy.pages.blocks import Block, Facts, Page, Section
 from resdeploy.pages.template import to_html
@@ -42,9 +43,17 @@ def scoring_page(result: ScoringReport) -> Page:
         )
     facts = (
         ("result", f"{plural(result.parts, 'file')} in {Path(result.output).name}"),
-        *((f"rows by {engine}", f"{rows:,}") for engine, rows in result.engines.items()),
+        *(
+            (f"rows classified by {engine}", f"{rows:,}")
+            for engine, rows in result.engines.items()
+            if len(result.engines) > 1
+        ),
         *([("rows per second", f"{rate:.1f}")] if rate is not None else []),
-        ("files skipped", f"{result.skipped:,}"),
+        *(
+            [("files skipped", f"{result.skipped:,}, because they are hidden or no pictures")]
+            if result.skipped
+            else []
+        ),
         ("bundle's manifest", f"sha256 {result.bundle_sha256}"),
     )
     sections = [Section(title="Rows", blocks=(Facts(facts=facts),))]
@@ -57,6 +66,7 @@ def scoring_page(result: ScoringReport) -> Page:
     return Page(
         title="Scoring",
         lead=f"{subject_text(environment)}, {made_text(environment)}",
+        warnings=tuple(grouped_by_hint(result.warnings)),
         summary=tuple(summary),
         sections=tuple(sections),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from resdeploy.bundle.manifest import ExportWarning
 from resdeploy.result_files.provenance import Environment
 
 
@@ -40,12 +41,14 @@ class ScoringReport:
     rows_per_second: float | None
     """Rows that this run scored, per second, with loading the bundle; None if there were none."""
     engines: dict[str, int]
-    """Number of rows by graph and backend."""
+    """Number of classified rows by graph and backend."""
     bundle_sha256: str
     """SHA-256 of the manifest."""
     labels: tuple[str, ...]
     """Labels of the outputs, if the accuracy is known."""
     accuracy: ScoringAccuracy | None
     """Accuracy, if the sources have true classes."""
+    warnings: tuple[ExportWarning, ...]
+    """Doubts of the export about the graphs that ran."""
     environment: Environment
     schema: str = "resdeploy.scoring/1"

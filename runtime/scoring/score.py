@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from resdeploy.bundle.bundle import open_bundle
+from resdeploy.bundle.quality import relevant_warnings
 from resdeploy.errors import DataError, Interrupted, OutputError, Terminated, needs_extra
 from resdeploy.file_locks import release_lock, take_lock
 from resdeploy.images.formats import warn_passed_over
@@ -92,7 +93,7 @@ def score_sources(
     asked = options.scorer
     with _locked(folder):
         found = read_job(folder, resume=options.resume)
-        scorer = Scorer(bundle, asked)
+        began, scorer = time.perf_counter(), Scorer(bundle, asked)
         engine = found.engine if found else _choose_engine(scorer, options)
         job = ScoringJob(
             bundle_sha256=opened.digest, source_sha256=listed.digest, rows=listed.rows,
@@ -112,7 +113,7 @@ def score_sources(
             bundle_sha256=opened.digest, outputs=dict(outputs), stops=options.stop_on_error,
         )  # fmt: skip
         again = SourceSummary()
-        began, done = time.perf_counter(), sum(record.rows for record in records.values())
+        done = sum(record.rows for record in records.values())
 
         def remaining() -> Iterator[Part]:
             for part in list_parts(sources, options.columns, options.shard, again):
@@ -144,8 +145,9 @@ def score_sources(
     accuracy = scoring_accuracy(cell for record in ordered for cell in record.confusion)
     engines = Counter[str]()
     for record in ordered:
-        engines[record.engine] += record.rows
+        engines[record.engine] += record.rows - record.failed
     manifest = opened.manifest
+    graphs = {engine.partition(" on ")[0] for engine in engines}
     return ScoringReport(
         output=output,
         rows=listed.rows,
@@ -160,6 +162,7 @@ def score_sources(
         bundle_sha256=opened.digest,
         labels=tuple(labels) if accuracy else (),
         accuracy=accuracy,
+        warnings=relevant_warnings(manifest, graphs),
         environment=Environment.collect(
             model=manifest.model.get("name"),
             image_size=manifest.preprocessing.image_size,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.site_hooks import COMMANDS, command_reference
+from benchmarks.site_hooks import COMMANDS, command_reference, on_page_content
 from resdeploy import errors
 from resdeploy.cli import NAMES, main
 from tests.docs.pages import DOCS, PAGES, PARSER, ROOT, headings, inline, links
@@ -68,6 +68,12 @@ def test_the_navigation_lists_each_page_once() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
     listed = re.findall(r"[\w-]+\.md\b", navigation)
     assert sorted(listed) == sorted([COMMANDS, *(page.name for page in DOCS.glob("*.md"))])
+
+
+def test_code_in_tables_of_the_site_has_no_backslash_before_a_bar() -> None:
+    cell, block = r"<td><code>a \| b</code> 5 ms, 5 kids</td>", r"<pre><code>a\|b</code></pre>"
+    page = on_page_content(cell + block, None, None, None)
+    assert page == r"<td><code>a | b</code> 5&nbsp;ms, 5 kids</td>" + block
 
 
 def test_every_schema_is_listed() -> None:

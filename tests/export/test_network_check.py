@@ -270,7 +270,7 @@ def test_a_warning_has_one_cause_and_only_figures_above_the_limit(
     check = check_network(source.network.classifier(source.preprocessing), source, 0)
     (warning,) = shift_warnings(check, dataclasses.replace(source, is_own=is_own))
     assert ("the inputs of the batch norms differ" in warning.message) is not is_own
-    assert ("have not settled on the run's training images: on 120" in warning.message) is is_own
+    assert ("as the run's training images show: on 120" in warning.message) is is_own
     assert ("--image-size" in warning.hint) is not is_own
     assert ("--epochs" in warning.hint) is is_own
     assert "standard deviations from those in training" in warning.message

@@ -119,7 +119,7 @@ def test_images_that_did_not_calibrate_come_first(tiny_bundle: Bundle) -> None:
     )
     folds = with_quality(manifest, agreement=97.0, origin=QualityOrigin.CROSS_VALIDATION)
     (warning,) = quality_warnings(folds)
-    assert "on 400 images by cross-validation" in warning.message
+    assert "on 400 cross-validated images" in warning.message
     # Good figures on calibration images do not hide bad ones on others.
     for golden, first in (((90.625, 33.0), "90.6 % have"), ((100.0, 13.0), "the SQNR of")):
         (warning,) = quality_warnings(with_quality(judged(tiny_bundle, int8_cpu=golden)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resdeploy.pages.blocks import Page, Section, Table
+from resdeploy.pages.blocks import Matrix, Page, Section, Table
 from resdeploy.pages.template import to_html
 
 pytest.importorskip("jinja2")
@@ -21,3 +21,12 @@ def test_tables_of_two_sections_have_distinct_names() -> None:
     text = to_html(Page(title="t", summary=(), sections=sections)).decode()
     for name in "ab":
         assert text.count(f'aria-label="Graphs of {name}: Files"') == 1
+
+
+def test_a_class_without_images_has_no_recall() -> None:
+    matrix = Matrix(caption="Confusion matrix.", labels=("a", "b"), counts=((1, 2), (0, 0)))
+    page = Page(title="t", summary=(), sections=(Section(title="s", blocks=(matrix,)),))
+    rows = to_html(page).decode().replace("\u00a0", " ").split("<tr>")
+    assert ">33.3 %</td>" in rows[-2]
+    assert ">-</td>" in rows[-1]
+    assert "%" not in rows[-1]

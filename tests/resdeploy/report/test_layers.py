@@ -107,7 +107,7 @@ def test_layers_in_float_are_named_with_the_reason() -> None:
     [
         (None, "32 golden images"),
         (QualityOrigin.HELD_OUT, "32 images not used by the calibration"),
-        (QualityOrigin.CROSS_VALIDATION, "32 images by cross-validation"),
+        (QualityOrigin.CROSS_VALIDATION, "32 cross-validated images"),
     ],
 )
 def test_the_images_of_an_agreement_are_named(origin: QualityOrigin | None, images: str) -> None:

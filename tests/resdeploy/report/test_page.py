@@ -1,4 +1,4 @@
-"""Tests of the HTML pages (reports, comparisons, trainings) in a real browser."""
+"""Tests of the HTML pages (reports, comparisons, trainings, scorings) in a real browser."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from resdeploy.bundle.manifest import MANIFEST
 from resdeploy.json_documents import jsonable
 from resdeploy.pages.template import to_html
 from resdeploy.report.report import report
+from resdeploy.report.scoring import scoring_page
 from resdeploy.runtime.verification.verify import verify
 from tests.browser import accessibility_faults, open_browser, page_overflow, shown
-from tests.results import benchmark, comparison
+from tests.results import benchmark, comparison, scoring
 from tests.train.run.test_report import page_of_a_run
 
-KINDS = ("report", "comparison", "training")
+KINDS = ("report", "comparison", "training", "scoring")
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,7 @@ def paths(
     sources = [str(tiny_bundle.path), str(other), str(folder / "comparison.json"), *[verified] * 2]
     report(sources, output=folder / "comparison.html", markdown=False)
     (folder / "training.html").write_bytes(to_html(page_of_a_run(image_data)))
+    (folder / "scoring.html").write_bytes(to_html(scoring_page(scoring())))
     others = {kind: folder / f"{kind}.html" for kind in KINDS[1:]}
     return {"report": documents["path"], **others}
 
@@ -267,6 +269,30 @@ def test_long_row_names_of_a_matrix_stay_in_place(
         assert name.rect["x"] == region.rect["x"]
         assert name.rect["width"] < region.rect["width"] / 2
         assert head.size["height"] < 160
+
+
+def test_ten_classes_with_short_names_fit_a_phone(
+    browser: webdriver.Chrome, paths: dict[str, Path]
+) -> None:
+    with shown(browser, width=390):
+        browser.get(paths["scoring"].as_uri())
+        region = browser.find_element(By.CSS_SELECTOR, ".scroll:has(.matrix)")
+        widths = "return [arguments[0].scrollWidth, arguments[0].clientWidth]"
+        needed, available = browser.execute_script(widths, region)
+        assert needed == available
+    cells = region.find_elements(By.CSS_SELECTOR, "tbody tr:first-child td")[:-1]
+    assert len({round(cell.rect["width"]) for cell in cells}) == 1  # whatever their counts are
+
+
+def test_heads_of_wide_tables_use_several_lines(
+    browser: webdriver.Chrome, paths: dict[str, Path]
+) -> None:
+    with shown(browser, width=390):
+        browser.get(paths["comparison"].as_uri())
+        script = """return [...document.querySelectorAll('thead th')].map(
+            ({ textContent, offsetHeight }) => [textContent, offsetHeight])"""
+        heights = dict(browser.execute_script(script))
+        assert heights["images to decide"] > 50  # pixels, of two lines or more
 
 
 def test_no_line_ends_within_an_option(browser: webdriver.Chrome, paths: dict[str, Path]) -> None:

@@ -18,6 +18,7 @@ import pytest
 from resdeploy.benchmark_process.roofline import Ceilings, roofline
 from resdeploy.bundle.analysis import Analysis, Remedy
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.calibration_record import TargetResult
 from resdeploy.bundle.manifest import Encoding, ExportWarning, Precision, write_manifest
 from resdeploy.bundle.quality import NO_BETTER, quality_warnings
 from resdeploy.cli.verify import verification_text
@@ -159,6 +160,20 @@ def test_a_bundle_alone_has_no_verdict(tiny_bundle: Bundle) -> None:
     assert page.commands[0] in to_markdown(page)
     assert page.lead.startswith("resnet10 at 32 pixels, 3 classes, exported on 20")
     assert to_markdown(page).startswith("## b\n")
+
+
+def test_the_calibration_has_the_targets_that_are_held(tiny_bundle: Bundle) -> None:
+    """The others are in the warnings of the bundle."""
+    target = TargetResult(
+        encoding=Encoding.CPU, option="--min-agreement", limit=90, figure=100, bound=96, samples=81,
+        origin=None, images_to_decide=None, verdict=Verdict.PASS,
+    )  # fmt: skip
+    targets = [target, replace(target, limit=99, verdict=Verdict.INCONCLUSIVE)]
+    calibration = {**(tiny_bundle.manifest.calibration or {}), "targets": jsonable(targets)}
+    manifest = replace(tiny_bundle.manifest, calibration=calibration)
+    text = to_html(page_of(bundles=[BundleContents("b", manifest, None)])).decode()
+    assert text.count("int8-cpu: held:") == 1
+    assert "undecided" not in text
 
 
 def test_the_sources_of_the_pre_processing_are_named(tiny_bundle: Bundle) -> None:
@@ -798,7 +813,7 @@ def test_identical_bundles_are_not_measured() -> None:
     same = replace(comparison(Verdict.PASS), identical=True, accuracy=(), notices=("the same",))
     page = page_of(comparisons=[same])
     assert page.summary == (
-        "First: old.bundle; second: new.bundle; the bundles are identical in what they answer.",
+        "First: old.bundle; second: new.bundle.",
         "The same.",
     )
     assert page.sections[0].blocks == (Text(text="Nothing was measured."),)

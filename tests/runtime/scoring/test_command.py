@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import MANIFEST
 from resdeploy.cli import main
 from tests.results import read_document
 from tests.runtime.scoring.helpers import result_rows
@@ -45,8 +47,8 @@ def test_text_of_a_result() -> None:
         "photos/red/000.png",
         "top-1 accuracy 91.30 % (95 % interval 73.20 to 97.58 %) on 23 rows with a true class; it "
         "is too high if the network has learned some of these pictures",
-        "  green taken for blue: 1 row",
-        "  red taken for blue: 1 row",
+        "  true class green, predicted class blue: 1 row",
+        "  true class red, predicted class blue: 1 row",
     ]
 
 
@@ -70,7 +72,7 @@ def test_document_of_a_result() -> None:
     assert document["schema"] == "resdeploy.scoring/1"
     assert (document["rows"], document["failed"], document["skipped"]) == (24, 1, 1)
     assert document["first_failed"] == "photos/red/000.png"
-    assert document["engines"] == {"fp32 on colours": 24}
+    assert document["engines"] == {"fp32 on colours": 23}  # without the row that failed
     assert document["accuracy"]["confusion"] == [
         [0, 0, 6], [1, 0, 1], [1, 1, 8], [2, 0, 1], [2, 2, 7],
     ]  # fmt: skip
@@ -90,12 +92,41 @@ def test_page_of_a_result() -> None:
     page = Path("r.html").read_text().replace("\u00a0", " ")
     assert "23 rows of 24 classified by fp32 on colours" in page
     assert "Top-1 accuracy 91.30 %" in page
+    assert "rows classified by" not in page  # the only engine has them all
+    assert "1, because they are hidden or no pictures" in page
     assert "red/000.png" in page
     assert "confusion" in page.lower()
     refused = score("b.bundle", "photos", "-o", "out2", "--report", "r.html", code=1)
     assert "r.html exists already" in refused.stderr
     assert not Path("out2").exists()
     score("b.bundle", "photos", "-o", "out2", "--report", "r.html", "--force", code=1)
+
+
+def test_text_document_and_page_have_the_warnings_of_the_graphs_that_ran() -> None:
+    pytest.importorskip("jinja2")
+    path = Path("b.bundle", MANIFEST)
+    manifest = json.loads(path.read_text())
+    Path("doubtful.bundle").mkdir()
+    for file in Path("b.bundle").iterdir():
+        Path("doubtful.bundle", file.name).symlink_to(file.resolve())
+    manifest["warnings"] = [
+        {"message": f"{name} is doubtful: it deviates", "hint": "verify it", "artifacts": artifacts}
+        for name, artifacts in (("all", []), ("fp32", ["fp32"]), ("int8", ["int8"]))
+    ]
+    Path("doubtful.bundle", MANIFEST).unlink()
+    Path("doubtful.bundle", MANIFEST).write_text(json.dumps(manifest))
+    command = ("doubtful.bundle", "photos", "--report", "r.html", "--force", "-o")
+    assert score(*command, "out", code=1).stdout.splitlines()[:3] == [
+        "warning: all is doubtful: it deviates", "warning: fp32 is doubtful: it deviates",
+        "  figures and remedies: doubtful.bundle/report.html",
+    ]  # fmt: skip
+    page = Path("r.html").read_text()
+    assert "all is doubtful" in page
+    assert "int8 is doubtful" not in page
+    assert page.count("Remedy: verify it.") == 1
+    document = read_document(score(*command, "out2", "--json", code=1).stdout)
+    found = [warning["message"] for warning in document["warnings"]]
+    assert found == ["all is doubtful: it deviates", "fp32 is doubtful: it deviates"]
 
 
 @pytest.mark.parametrize(

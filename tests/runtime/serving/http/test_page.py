@@ -61,7 +61,8 @@ def test_a_chosen_picture_is_classified(
     shown = [found.text for found in page.find_elements(By.CSS_SELECTOR, "#classes .number")]
     assert shown == [percentage(100 * entry["probability"]) for entry in predictions]
     assert element(page, "engine").text == "tiny: onnxruntime-cpu, int8-cpu"
-    assert "Measured in this browser. Other: sending" in element(page, "answer").text
+    note = "The total is measured in this browser, the stages in the server. Other: sending"
+    assert note in element(page, "answer").text
     assert element(page, "state").text == "ready: tiny (onnxruntime-cpu, int8-cpu)"
     assert element(page, "time-title").text.startswith("Answered in ")
     stages = [found.text for found in page.find_elements(By.CSS_SELECTOR, "#times dt")]
@@ -229,7 +230,10 @@ def test_all_controls_have_accessible_names(page: webdriver.Chrome) -> None:
 def test_the_plots_show_the_statistics(page: webdriver.Chrome, image_data: Path) -> None:
     classify(page, image_data / "val" / "red" / "000.png")
     until(page, lambda: ", maximum " in element(page, "latency").text)  # of few requests
-    assert "images/s" in element(page, "rates-top").text
+    # The median and the maximum beside the heading are of the last seconds, the plot of minutes.
+    assert "Latency, last 10 s" in page.find_element(By.TAG_NAME, "body").text
+    assert element(page, "rates-top").text.startswith("top of the plot: ")
+    assert element(page, "latencies-top").text.startswith("top of the plot: ")
     page.execute_script(
         "samples.push({...samples.at(-1), requests_per_second: 20, p50_ms: 1, p99_ms: 2}); draw()"
     )
