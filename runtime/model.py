@@ -159,7 +159,7 @@ def load(
     *,
     exact: bool = False,
 ) -> Model:
-    """Open a bundle with the usually fastest graph that verifies on this machine.
+    """Open a bundle with the graph that is usually the fastest, of those that verify here.
 
     `auto` measures nothing here. It takes the first graph and backend that pass the golden check,
     in the usual order of their speeds, or in that which `resdeploy serve` or `doctor` measured

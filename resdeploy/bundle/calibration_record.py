@@ -233,7 +233,11 @@ def target_sentence(result: TargetResult) -> str:
         f"{result.limit:g})"
     )
     if result.images_to_decide is not None:
-        text += f"; about {result.images_to_decide:,} images would decide"
+        misses = result.figure < result.limit if lower else result.figure > result.limit
+        text += (
+            f"; about {result.images_to_decide:,} images would show that it is "
+            f"{'missed' if misses else 'held'}, if predictions change as often"
+        )
     elif result.verdict is Verdict.INCONCLUSIVE:
         text += "; more images are not expected to decide"
     return text

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,14 @@ def test_the_sentence_says_that_the_bound_is_one_sided() -> None:
         (drop, f"at most {drop.bound:.2f} points (one-sided 95 % bound; --max-drop 1); about "),
     ):
         assert f" on 34 images not used by the calibration, {words}" in target_sentence(result)
+
+
+def test_an_undecided_target_names_the_outcome_that_more_images_would_show() -> None:
+    target = AccuracyTarget(min_agreement=99.0)
+    held, missed = judge_accuracy(judgement(100, 2), target)
+    assert (held.verdict, missed.verdict) == (Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE)
+    assert re.search("about [0-9,]+ images would show that it is held, if", target_sentence(held))
+    assert re.search(" images would show that it is missed, if ", target_sentence(missed))
 
 
 def test_a_graph_that_is_mostly_in_float_is_doubtful() -> None:
