@@ -299,7 +299,7 @@ def test_no_line_ends_within_an_option(browser: webdriver.Chrome, paths: dict[st
     browser.get(paths["training"].as_uri())
     code = browser.find_element(By.CSS_SELECTOR, "header code")
     options = code.find_elements(By.CLASS_NAME, "option")
-    assert [option.text for option in options] == ["--fp16", "--int8"]
+    assert [option.text for option in options] == ["--int8"]
     assert {option.value_of_css_property("white-space") for option in options} == {"nowrap"}
     assert code.text == "resdeploy export one --int8"  # what is copied is unchanged
 
