@@ -72,7 +72,9 @@ class _Stage:
         if self.done and seconds > 0 and not self.uneven:
             rate = self.done / seconds
             each = f"{1 / rate:.0f} s each" if rate < 0.2 else f"{rate:.{_digits(rate)}f}/s"
-            text += f", {each}, {max(0.0, self.begin + self.total / rate - now):.0f} s left"
+            text += f", {each}"
+            if (left := self.begin + self.total / rate - now) >= 0.5:  # else an item takes longer
+                text += f", {left:.0f} s left"
         return text
 
 

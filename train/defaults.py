@@ -72,6 +72,8 @@ def choose_run(
     config = TrainingConfig.from_recipe(recipe, **chosen)
     is_digits = config.data == DIGITS
     splits = read_splits(digits_folder() if is_digits else Path(config.data), config.seed)
+    if config.init is not None and not origin:
+        origin = f"starting from the weights {config.init}, with the recipe {config.recipe}"
     if origin and not is_digits:
         logger.info("%s", origin)
     if run is not None and not is_digits:

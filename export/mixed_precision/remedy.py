@@ -39,6 +39,7 @@ DEFAULT_IMAGES = 512  # of --calibration-images
 SECONDS = 60.0
 LATENCY_ROUNDS = 5  # of 0.3 s for each of two graphs, in turns: the load of the machine changes
 ENOUGH = QualityLimits(agreement=ENOUGH_AGREEMENT, sqnr_db=ENOUGH_SQNR_DB)
+MORE_CALIBRATION = f"--calibration-images {DEFAULT_IMAGES}"
 MORE_IMAGES = "--calibration-data FOLDER_WITH_MORE_IMAGES"
 
 
@@ -109,6 +110,8 @@ def find_remedy(
     if not is_below(found, ENOUGH) or _shows_agreement(found):
         return remedy
     options = _calibration_options(record, recipe, len(golden.images))
+    if MORE_CALIBRATION in options:  # it costs no speed, and more images judge the result
+        return replace(remedy, options=tuple(options))
     retraining = [] if recipe.calibrator == LEARNED else [QAT]
     layers = [
         layer for layer in layers_of(model, recipe.encoding) if not layer.nodes <= recipe.in_float
@@ -169,10 +172,12 @@ def _calibration_options(
     # `--calibrator percentile` compares percentiles, but no other rule.
     rules = {score.calibrator.partition("-")[0] for score in record.scores}
     options = [] if len(rules) > 1 else ["--calibrator auto"]
-    if record.images < FEW_IMAGES:
-        # Those that compared the rules, and the golden images, do not calibrate.
-        enough = record.available - record.scoring_images - golden >= FEW_IMAGES
-        options.append(f"--calibration-images {DEFAULT_IMAGES}" if enough else MORE_IMAGES)
+    # Those that compared the rules, and the golden images, do not calibrate.
+    usable = min(record.available - record.scoring_images - golden, DEFAULT_IMAGES)
+    if usable >= max(2 * record.images, FEW_IMAGES):
+        options.append(MORE_CALIBRATION)
+    elif record.images < FEW_IMAGES:
+        options.append(MORE_IMAGES)
     return options
 
 

@@ -56,6 +56,7 @@ NO_BETTER = "no better than always predicting one class"
 TRAIN_AGAIN = f"train again, because the network is {NO_BETTER}"
 _MACHINES = {Encoding.TENSORRT: "GPU", Encoding.DLA: "DLA"}
 SHORTEST = 30  # characters of a shortened warning: names of graphs may begin it
+FEW_DO_NOT_DECIDE = ", about which so few images do not decide"
 # Fewer images may all agree, with a probability above 5 %, although one prediction in ten changes.
 FEWEST_IMAGES = 29
 
@@ -180,7 +181,9 @@ def _figures_below(found: Parity | Quality, limits: QualityLimits) -> list[str]:
     One image is not enough evidence: of 32 images, one with another class makes 96.9 %.
     """
     allowed = max(1.0, found.images * (1 - limits.agreement / 100))
-    return _low_agreement(found, limits, _changed(found) > allowed) + _low_sqnr(found, limits)
+    is_low = _changed(found) > allowed
+    few = "" if not is_low or _highest_agreement(found) < limits.agreement else FEW_DO_NOT_DECIDE
+    return _low_agreement(found, limits, is_low, few) + _low_sqnr(found, limits)
 
 
 def _figures_surely_below(golden: Parity | Quality, limits: QualityLimits) -> list[str]:
@@ -188,16 +191,22 @@ def _figures_surely_below(golden: Parity | Quality, limits: QualityLimits) -> li
 
     At 98 %, two of 32 images or more have another class in 13 % of all draws, and three in 2.6 %.
     """
+    is_low = _highest_agreement(golden) < limits.agreement
+    return _low_agreement(golden, limits, is_low) + _low_sqnr(golden, limits)
+
+
+def _highest_agreement(found: Parity | Quality) -> float:
+    """Return the upper bound of the agreement with 95 % confidence, in percent."""
     from resdeploy.changed_predictions import CONFIDENCE, highest_rate  # needs numpy
 
-    agreeing = golden.images - _changed(golden)
-    highest = 100 * highest_rate(agreeing, golden.images, CONFIDENCE)
-    return _low_agreement(golden, limits, highest < limits.agreement) + _low_sqnr(golden, limits)
+    return 100 * highest_rate(found.images - _changed(found), found.images, CONFIDENCE)
 
 
-def _low_agreement(found: Parity | Quality, limits: QualityLimits, is_low: bool) -> list[str]:
-    same = f"{found.agreement:.1f} % have the same predicted class (limit {limits.agreement:g} %)"
-    return [same] if is_low else []
+def _low_agreement(
+    found: Parity | Quality, limits: QualityLimits, is_low: bool, note: str = ""
+) -> list[str]:
+    limit = f"limit {limits.agreement:g} %{note}"
+    return [f"{found.agreement:.1f} % have the same predicted class ({limit})"] if is_low else []
 
 
 def _low_sqnr(found: Parity | Quality, limits: QualityLimits) -> list[str]:

@@ -135,14 +135,21 @@ def slowness_text(result: Slowdown) -> str:
     lines = [
         f"{result.artifact}.onnx takes {result.ms:.2f} ms, {factor(result.speedup)}x FP32 "
         f"({result.fp32_ms:.2f} ms), batch {result.batch}, {plural(result.threads, 'thread')}",
-        "",
     ]
+    if result.is_disturbed:
+        lines.append(
+            "other programs used the cores, so these times and their ratio are not reliable, and "
+            "show no other cause: measure again when they have ended"
+        )
+    lines.append("")
     if result.causes:
         rows = [
             [cause.cause, f"{cause.cost_ms:.2f} ms", f"{100 * cause.cost_ms / result.ms:.0f} %"]
             for cause in result.causes
         ]
         lines.append(table(["cause", "cost", "of the latency"], rows))
+        if len(rows) > 1:
+            lines.append("each cost is estimated alone; they overlap")
         lines += [f"{cause.cause}: {cause.evidence}\n  {cause.remedy}" for cause in result.causes]
     else:
         lines.append("no known cause takes more than 3 % of the latency")

@@ -54,8 +54,8 @@ def decision_sentence(result: Verification) -> str:
     sentence = f"{begin} {images} {verb} whether the drop{of_graph} is at most {limit}"
     if result.max_drop is None:
         return (
-            f"accuracy is not judged: {sentence}, if predictions change as often as at the export, "
-            "and become right as often as wrong"
+            f"accuracy is not judged: by a rough estimate from the export, {sentence}; "
+            "--data FOLDER gives a better one"
         )
     drops = {signed(line.drop or 0.0, 2) for line in slowest}
     if len(drops) == 1:

@@ -89,7 +89,8 @@ def _files(manifest: Manifest, record: CalibrationRecord | None) -> Table:
     if latencies:
         caption += (
             " Latency: median for one image in ONNX Runtime on all cores of the CPU of the export, "
-            "a short measurement during the export; graphs for other machines are not timed."
+            "a short measurement during the export, which other programs can make several times "
+            "too long (`resdeploy bench` is precise); graphs for other machines are not timed."
         )
     return Table(
         caption=f"{caption} INT8 layers: convolutions that compute in INT8.",

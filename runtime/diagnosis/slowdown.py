@@ -22,7 +22,12 @@ from resdeploy.result_files.provenance import shown_path
 from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.onnxruntime.cpu import open_artifact
 from resdeploy.runtime.backends.onnxruntime.profile import Kernel, profile
-from resdeploy.runtime.diagnosis.slowdown_causes import Cause, Observations, find_causes
+from resdeploy.runtime.diagnosis.slowdown_causes import (
+    UNDISTURBED,
+    Cause,
+    Observations,
+    find_causes,
+)
 
 SECONDS = 1.0
 WORK_SECONDS = 4.0
@@ -42,10 +47,17 @@ class Slowdown:
     ms: float
     """Median time of one call of the INT8 graph."""
     fp32_ms: float
+    cpu_share: float
+    """Share of processor time that the threads of the INT8 graph received, from 0 to 1."""
     causes: tuple[Cause, ...]
     kernels: tuple[Kernel, ...]
     """The slowest kernels in ONNX Runtime's profile."""
     schema: str = "resdeploy.slowdown/1"
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Return True if other processes used the cores, so that the times are not reliable."""
+        return self.cpu_share < UNDISTURBED
 
     @property
     def speedup(self) -> float:
@@ -123,6 +135,7 @@ def explain_slowdown(
         batch=batch,
         ms=observations.ms,
         fp32_ms=fp32_ms,
+        cpu_share=share,
         causes=find_causes(observations),
         kernels=tuple(sorted(kernels, key=lambda kernel: -kernel.ms)[:SLOWEST_KERNELS]),
     )

@@ -12,6 +12,8 @@ from resdeploy.runtime.backends.onnxruntime.profile import Kernel
 
 MIN_COST_SHARE = 0.03
 """The smallest cost that is reported, as a share of the time of a call."""
+UNDISTURBED = 0.8
+"""The smallest share of the processor time of all threads with which times are reliable."""
 SLOWER = 1.1
 """The smallest ratio of two times that is not regarded as noise."""
 SMALL_LAYER = 1 / 3
@@ -70,17 +72,24 @@ class Cause:
 
 
 def find_causes(observed: Observations) -> tuple[Cause, ...]:
-    """Return the causes that cost at least `MIN_COST_SHARE`, the most expensive first."""
-    found = [
-        *_float_islands(observed),
-        *_unfused_additions(observed),
-        *_small_layers(observed),
-        *_threads(observed),
-        *_instructions(observed),
-        *_matrices(observed),
-        *_throttling(observed),
-        *_other_processes(observed),
-    ]
+    """Return the causes that cost at least `MIN_COST_SHARE`, the most expensive first.
+
+    If other processes used the cores, no time of the graph shows another cause.
+    """
+    found = (
+        []
+        if observed.cpu_share < UNDISTURBED
+        else [
+            *_float_islands(observed),
+            *_unfused_additions(observed),
+            *_small_layers(observed),
+            *_threads(observed),
+            *_instructions(observed),
+            *_matrices(observed),
+            *_throttling(observed),
+        ]
+    )
+    found += _other_processes(observed)
     reported = [cause for cause in found if cause.cost_ms >= MIN_COST_SHARE * observed.ms]
     return tuple(sorted(reported, key=lambda cause: -cause.cost_ms))
 

@@ -232,6 +232,10 @@ def test_training_starts_from_weights_that_this_machine_has(
     assert (initial is not None) == (config.init is not None) == starts
     assert config.recipe == ("finetune" if starts else "quick")
     assert ("starting from the weights resnet34-00000000.pth" in caplog.text) == starts
+    caplog.clear()
+    choose_run(recipe, {"data": str(data), "init": "resnet34-00000000.pth"})
+    begin = "starting from the weights resnet34-00000000.pth, with the recipe "
+    assert begin + (recipe or "finetune") in caplog.text
 
 
 @pytest.mark.parametrize("name", ["", "model.safetensors"])

@@ -11,7 +11,10 @@ from resdeploy.train.run.folder import EpochMetrics, RunPosition
 
 RATE_STEPS, RATE_SECONDS = 10, 10.0  # from which on the rate is known
 VAL_COST = 1 / 3  # of an image, without the backward pass, which costs twice the forward one
-STOPPING = "Ctrl-C saves it, and names the commands to continue or to end with the best epoch"
+STOPPING = (
+    "Ctrl-C saves it, and names the commands to continue with the same settings, or to end with "
+    "the best epoch"
+)
 ROW = "{:>9}{:>9}{:>10}{:>10}{:>10}{:>9}{:>11}"
 HEADER = ROW.format("epoch", "loss", "val loss", "top-1", "images/s", "loading", "time left")
 

@@ -21,6 +21,7 @@ from resdeploy.calibration.ranges import Range
 from resdeploy.export.mixed_precision import remedy as module
 from resdeploy.export.mixed_precision.remedy import (
     MAX_FLOAT_SHARE,
+    MORE_CALIBRATION,
     MORE_IMAGES,
     find_remedy,
 )
@@ -158,18 +159,25 @@ def test_noise_everywhere_needs_training(tiny_bundle: Bundle, calibrator: str) -
 
 
 @pytest.mark.parametrize(
-    ("available", "option"),
-    [(60, MORE_IMAGES), (110, MORE_IMAGES), (160, "--calibration-images 512")],
+    ("images", "available", "options"),
+    [
+        (16, 60, (MORE_IMAGES, MIN_AGREEMENT)),
+        (16, 110, (MORE_IMAGES, MIN_AGREEMENT)),
+        (16, 160, (MORE_CALIBRATION,)),
+        (128, 2000, (MORE_CALIBRATION,)),
+        (128, 200, (MIN_AGREEMENT,)),
+        (512, 2000, (MIN_AGREEMENT,)),
+    ],
 )
 def test_a_poor_calibration_is_named_first(
-    tiny_bundle: Bundle, available: int, option: str
+    tiny_bundle: Bundle, images: int, available: int, options: tuple[str, ...]
 ) -> None:
     recipe = ruined(read_recipe(tiny_bundle, Encoding.TENSORRT), VICTIM)
     # Percentiles were compared with each other, but not with other rules.
-    record = record_of(tiny_bundle, ("percentile-99.9", "percentile-99.99"), images=16)
+    record = record_of(tiny_bundle, ("percentile-99.9", "percentile-99.99"), images=images)
     record = dataclasses.replace(record, available=available)
     remedy = remedy_of(tiny_bundle, recipe, record)
-    assert remedy.options == ("--calibrator auto", option, MIN_AGREEMENT)
+    assert remedy.options == ("--calibrator auto", *options)
 
 
 def test_a_target_of_the_export_is_not_named_again(tiny_bundle: Bundle) -> None:

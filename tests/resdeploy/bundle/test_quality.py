@@ -109,6 +109,16 @@ def test_one_image_is_no_evidence(
     assert bool(quality_warnings(manifest)) is doubtful
 
 
+@pytest.mark.parametrize(("changed", "decides"), [(4, False), (12, True)])
+def test_a_warning_says_if_its_images_do_not_decide(
+    tiny_bundle: Bundle, changed: int, decides: bool
+) -> None:
+    """Four of 128 are 3.1 %, of which the 95 % interval ends above and begins below 2 %."""
+    manifest = judged(tiny_bundle, 128, int8_cpu=(100 * (128 - changed) / 128, 30.0))
+    (warning,) = quality_warnings(manifest)
+    assert (", about which so few images do not decide)" in warning.message) is not decides
+
+
 def test_images_that_did_not_calibrate_come_first(tiny_bundle: Bundle) -> None:
     manifest = with_quality(judged(tiny_bundle), agreement=97.0)
     assert export_figures(manifest.artifacts[-1])[0].agreement == 97.0

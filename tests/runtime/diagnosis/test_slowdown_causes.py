@@ -12,7 +12,7 @@ from resdeploy.bundle.manifest import Encoding
 from resdeploy.cli.explain import slowness_text
 from resdeploy.runtime.backends.onnxruntime.cpu import rounds_float16
 from resdeploy.runtime.backends.onnxruntime.profile import Kernel
-from resdeploy.runtime.diagnosis import slowdown
+from resdeploy.runtime.diagnosis import slowdown, slowdown_causes
 from resdeploy.runtime.diagnosis.slowdown import explain_slowdown
 from resdeploy.runtime.diagnosis.slowdown_causes import Cause, Observations, find_causes
 
@@ -112,8 +112,9 @@ def test_reports_convolutions_that_do_not_use_amx() -> None:
     assert find_causes(unmeasured) == ()
 
 
-def test_reports_time_used_by_other_processes() -> None:
-    cause = only_cause(cpu_share=0.6)
+@pytest.mark.parametrize("late_ms", [10.0, 20.0])
+def test_only_other_processes_are_named_if_they_used_the_cores(late_ms: float) -> None:
+    cause = only_cause(cpu_share=0.6, late_ms=late_ms)
     assert cause.cause == "other processes"
     assert cause.cost_ms == pytest.approx(4.0)
 
@@ -133,9 +134,13 @@ def test_a_real_graph_for_tensorrt_has_float_islands_on_a_cpu(
 ) -> None:
     for name in ("SECONDS", "WORK_SECONDS"):
         monkeypatch.setattr(slowdown, name, 0.05)
+    monkeypatch.setattr(slowdown_causes, "UNDISTURBED", 0.0)  # other tests may run beside it
     result = explain_slowdown(tiny_bundle, encoding=Encoding.TENSORRT, threads=1)
     assert result.artifact == "int8"
     assert "float islands" in [cause.cause for cause in result.causes]
     text = slowness_text(result)
     assert f"int8.onnx takes {result.ms:.2f} ms" in text
     assert "on a CPU, use int8-cpu.onnx" in text
+    doubt = "other programs used the cores, so these times and their ratio are not reliable"
+    for share in (0.5, 1.0):
+        assert (doubt in slowness_text(dataclasses.replace(result, cpu_share=share))) is (share < 1)

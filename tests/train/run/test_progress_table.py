@@ -26,7 +26,8 @@ def test_a_long_run_is_announced_once_its_rate_is_known() -> None:
     assert found[10] == (
         "about 17 minutes for at most 60 epochs; "
         "shorter: --arch resnet18, --image-size 128, fewer --epochs; "
-        "Ctrl-C saves it, and names the commands to continue or to end with the best epoch"
+        "Ctrl-C saves it, and names the commands to continue with the same settings, or to end "
+        "with the best epoch"
     )
     found = lines(TrainingConfig(epochs=60, image_size=96, init="a.pth"), 5.0)
     assert [index for index, line in enumerate(found) if line] == [2]  # after 10 s
