@@ -146,7 +146,7 @@ def test_golden_images_alone_have_no_accuracy(tiny_bundle: Bundle) -> None:
     assert page.verdict is Verdict.REPRODUCED
     (sentence,) = page.summary
     assert sentence.startswith("This machine computes what the export computed (24 golden images).")
-    assert "That says nothing about accuracy: about " in sentence
+    assert "says nothing about accuracy: by a rough estimate from the export, about " in sentence
     html_page = to_html(page).decode()
     assert '<div class="verdict reproduced"><p><strong>Reproduced</strong>: ' in html_page
     assert '.verdict.reproduced::before { content: "="; }' in html_page  # no tick
