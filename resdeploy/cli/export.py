@@ -114,7 +114,8 @@ if TYPE_CHECKING:
     type=FiniteRange(1, LONGEST_SECONDS),
     default=600.0,
     help="Longest duration of the search for layers to keep in float, and of the judgement of the "
-    "INT8 graphs, in seconds.",
+    "INT8 graphs, in seconds; each of them completes its first step, such as one rounding of all "
+    "weights.",
 )
 @option("--engine", is_flag=True, help="Also build TensorRT engines for this machine.")
 @option(
@@ -281,8 +282,8 @@ def remedy_line(remedy: Remedy | None, warnings: Sequence[ExportWarning]) -> lis
     )
     return [
         f"optional: {action}; {with_use(name, remedy.encoding)} predicts FP32's class for "
-        f"{percentage(remedy.agreement)} of {images} (aim: {ENOUGH_AGREEMENT:g} %), with an SQNR "
-        f"of {remedy.sqnr_db:.1f} dB (aim: {ENOUGH_SQNR_DB:g} dB)"
+        f"{percentage(remedy.agreement)} of {images} (aim: {ENOUGH_AGREEMENT:g} %), and its SQNR "
+        f"on the golden images is {remedy.sqnr_db:.1f} dB (aim: {ENOUGH_SQNR_DB:g} dB)"
     ]
 
 

@@ -28,8 +28,8 @@ def test_an_action_that_no_warning_has_is_optional() -> None:
     (line,) = remedy_line(REMEDY, ())
     assert line == (
         "optional: export again with --min-agreement 99; int8-cpu predicts FP32's class for 98.4 % "
-        "of 128 images not used by the calibration (aim: 99 %), with an SQNR of 38.0 dB (aim: 30 "
-        "dB)"
+        "of 128 images not used by the calibration (aim: 99 %), and its SQNR on the golden images "
+        "is 38.0 dB (aim: 30 dB)"
     )
     other, same = (ExportWarning(message="m", hint="h", artifacts=(n,)) for n in ("a", "int8-cpu"))
     assert remedy_line(REMEDY, [other]) == [line]
