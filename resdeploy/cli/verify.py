@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
@@ -19,6 +20,8 @@ from resdeploy.tables import DROP, joined, plural, signed, table
 
 if TYPE_CHECKING:
     from resdeploy.result_files.verification import ArtifactResult, Verification
+
+LARGEST_DROP = 5.0  # points; to accept more would be no advice
 
 
 @command
@@ -84,6 +87,9 @@ def next_step(result: Verification, bundle: str) -> str:
             "machines do, verify with more labelled images"
         )
     wait = f"verify with more labelled images before you use {names}"
+    bound = max(line.drop_upper95 or 0.0 for line in undecided)
+    if result.max_drop is not None and result.max_drop < bound <= LARGEST_DROP:
+        wait += f", or accept a drop of {bound:.2f} points with --max-drop {math.ceil(bound)}"
     # FP32 on one backend is what all others are compared with; it may be undecided on another one.
     baseline = [line for line in result.results if line.verdict.value == "reproduced"]
     if not baseline:

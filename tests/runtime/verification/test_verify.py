@@ -327,6 +327,13 @@ def test_a_graph_that_serves_here_is_not_used_while_it_is_undecided(
     )
     fp32 = undecided(tiny_bundle, image_data, "fp32")
     assert next_step(fp32, "x.bundle") == "verify with more labelled images before you use fp32"
+    for bound, words in (
+        (1.95, ", or accept a drop of 1.95 points with --max-drop 2;"),
+        (9.0, ";"),
+    ):
+        lines = tuple(dataclasses.replace(line, drop_upper95=bound) for line in result.results)
+        found = dataclasses.replace(result, results=lines, max_drop=1.0)
+        assert f"before you use {names}{words} until then" in next_step(found, "x.bundle")
 
 
 @RUNS_INT8
