@@ -42,6 +42,11 @@ DROP = "drop (+: worse)"
 """Head of a column with accuracy drops in percentage points, whose sign alone tells too little."""
 
 
+def capitalised(text: str) -> str:
+    """Return a text with a capital first letter; other letters stay as they are."""
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def signed(value: float, decimals: int) -> str:
     """Return a number with its sign, which is a plus for all that is rounded to 0."""
     return f"{round(value, decimals) + 0.0:+.{decimals}f}"

@@ -181,9 +181,7 @@ def _figures_below(found: Parity | Quality, limits: QualityLimits) -> list[str]:
     One image is not enough evidence: of 32 images, one with another class makes 96.9 %.
     """
     allowed = max(1.0, found.images * (1 - limits.agreement / 100))
-    is_low = _changed(found) > allowed
-    few = "" if not is_low or _highest_agreement(found) < limits.agreement else FEW_DO_NOT_DECIDE
-    return _low_agreement(found, limits, is_low, few) + _low_sqnr(found, limits)
+    return _low_agreement(found, limits, _changed(found) > allowed) + _low_sqnr(found, limits)
 
 
 def _figures_surely_below(golden: Parity | Quality, limits: QualityLimits) -> list[str]:
@@ -202,11 +200,12 @@ def _highest_agreement(found: Parity | Quality) -> float:
     return 100 * highest_rate(found.images - _changed(found), found.images, CONFIDENCE)
 
 
-def _low_agreement(
-    found: Parity | Quality, limits: QualityLimits, is_low: bool, note: str = ""
-) -> list[str]:
-    limit = f"limit {limits.agreement:g} %{note}"
-    return [f"{found.agreement:.1f} % have the same predicted class ({limit})"] if is_low else []
+def _low_agreement(found: Parity | Quality, limits: QualityLimits, is_low: bool) -> list[str]:
+    if not is_low:
+        return []
+    few = FEW_DO_NOT_DECIDE if _highest_agreement(found) >= limits.agreement else ""
+    limit = f"limit {limits.agreement:g} %{few}"
+    return [f"{found.agreement:.1f} % have the same predicted class ({limit})"]
 
 
 def _low_sqnr(found: Parity | Quality, limits: QualityLimits) -> list[str]:

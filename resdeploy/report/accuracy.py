@@ -10,7 +10,7 @@ from resdeploy.report.confusion import confusion_blocks
 from resdeploy.report.graphs import SQNR_TEXT
 from resdeploy.result_files.verification import ArtifactResult, Rule, Verification
 from resdeploy.statistics import MAX_IMAGES, Verdict, wilson_interval
-from resdeploy.tables import DROP, NONE, joined, percentage, plural, signed
+from resdeploy.tables import DROP, NONE, capitalised, joined, percentage, plural, signed
 
 
 def golden_cell(line: ArtifactResult) -> str:
@@ -82,7 +82,7 @@ def verification_summary(result: Verification) -> str:
     if failed:
         return f"Verification failed on {images}: {', '.join(failed)}."
     if undecided:
-        return f"{images[0].upper()}{images[1:]} do not decide about {', '.join(undecided)}."
+        return f"{capitalised(images)} do not decide about {', '.join(undecided)}."
     if result.max_drop is None:
         return (
             f"This machine computes what the export computed ({images}). That says nothing about "
@@ -115,7 +115,7 @@ def verification_section(result: Verification) -> Section:
     unread = unread_lines(result.unreadable, result.passed_over)
     notes += [f"{line}." for line in unread]
     tables = (_accuracy(result), _drops(result), _agreement(result), _golden_check(result))
-    texts = (Text(text=f"{note[0].upper()}{note[1:]}") for note in notes)
+    texts = (Text(text=capitalised(note)) for note in notes)
     blocks = (*tables, *texts, *_confusion(result))
     return Section(title="Accuracy", blocks=blocks)
 

@@ -16,7 +16,7 @@ from resdeploy.result_files.comparison import (
     LayerChange,
 )
 from resdeploy.statistics import Verdict
-from resdeploy.tables import DROP, NONE, percentage, plural, signed, table
+from resdeploy.tables import DROP, NONE, capitalised, percentage, plural, signed, table
 
 MAX_LAYER_NAMES = 8
 
@@ -64,7 +64,7 @@ def comparison_summary(result: Comparison) -> list[str]:
     if not result.identical:  # which the notices say, with the reason
         limits = "; ".join([limits, *_limits(result)])
     lines = dict.fromkeys((limits, *verdict_reasons(result), *result.notices))
-    return [f"{line[0].upper()}{line[1:]}." for line in lines]
+    return [f"{capitalised(line)}." for line in lines]
 
 
 def verdict_reasons(result: Comparison) -> list[str]:

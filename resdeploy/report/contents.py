@@ -32,7 +32,7 @@ from resdeploy.report.trade_off import trade_off_blocks
 from resdeploy.result_files.benchmark import LayerTimes
 from resdeploy.result_files.provenance import Environment, without_folders
 from resdeploy.statistics import Verdict
-from resdeploy.tables import WORST, joined, percentage, plural, two_digits
+from resdeploy.tables import WORST, capitalised, joined, percentage, plural, two_digits
 
 Document = TypeVar("Document")
 
@@ -98,7 +98,7 @@ def _sections(bundle: BundleContents, *, timed: bool) -> list[tuple[str, tuple[B
     if manifest.batch_norm_shift is not None:
         sections.append(("Batch norms", _batch_norms(manifest.batch_norm_shift)))
     elif manifest.batch_norms_lack_statistics:
-        text = f"{NO_STATISTICS[0].upper()}{NO_STATISTICS[1:]}."
+        text = f"{capitalised(NO_STATISTICS)}."
         sections.append(("Batch norms", (Text(text=text),)))
     if record is not None:
         sections.append(("Calibration", _calibration(record)))
@@ -129,7 +129,7 @@ def _batch_norms(shift: BatchNormShift) -> tuple[Block, ...]:
     sentence = shift_sentence(shift)
     worst = sorted(shift.norms, key=lambda norm: -norm.mean_shift)[:WORST]
     return (
-        Text(text=f"{sentence[0].upper()}{sentence[1:]}."),
+        Text(text=f"{capitalised(sentence)}."),
         Table(
             caption=f"The {len(worst)} of {plural(len(shift.norms), 'batch norm')} whose input "
             "differs most from that in training. Mean: distance in recorded standard deviations; "

@@ -17,7 +17,7 @@ from resdeploy.images.preprocessing import size_text
 from resdeploy.pages.blocks import Block, Figure, Section, Table, Text
 from resdeploy.pages.svg import PlotLine, PlotPoint, bands, intervals, scatter
 from resdeploy.result_files.benchmark import Benchmark, Timing
-from resdeploy.tables import NONE, factor, percentage, plural
+from resdeploy.tables import NONE, capitalised, factor, percentage, plural
 
 
 def benchmark_summary(result: Benchmark) -> str:
@@ -173,7 +173,7 @@ def _resources(result: Benchmark) -> Table:
             else ""
         )
         + (
-            f" {ABOVE_LIMIT[0].upper()}{ABOVE_LIMIT[1:]}."
+            f" {capitalised(ABOVE_LIMIT)}."
             if any((timing.limit_share or 0) > 1 for timing in timings)
             else ""
         ),

@@ -22,7 +22,7 @@ from resdeploy.bundle.quality import (
 from resdeploy.pages import svg
 from resdeploy.pages.blocks import Block, Figure, Table, Text
 from resdeploy.result_files.benchmark import LayerTimes
-from resdeploy.tables import NONE, factor, percentage, plural, two_digits
+from resdeploy.tables import NONE, capitalised, factor, percentage, plural, two_digits
 
 NOISIEST = 12  # layers in the plot
 MAX_NAMES = 8
@@ -228,7 +228,7 @@ def _histogram(graph: str, values: ActivationHistogram) -> Figure:
     return Figure(
         svg=drawing,
         caption=f"Activations of {values.tensor} on the calibration images. Their quantisation "
-        f"causes much of the noise of {graph}. {ranges[0].upper()}{ranges[1:]}.",
+        f"causes much of the noise of {graph}. {capitalised(ranges)}.",
         legend=(
             ("mark0", f"quantisation range{clipped}"),
             *((("clipped", "clipped values"),) if has_clipped_bars else ()),

@@ -13,7 +13,7 @@ from resdeploy.result_files.benchmark import Benchmark, Timing
 from resdeploy.result_files.comparison import Comparison
 from resdeploy.result_files.verification import ArtifactResult, Verification
 from resdeploy.statistics import Verdict
-from resdeploy.tables import joined
+from resdeploy.tables import capitalised, joined
 
 OPENVINO = "openvino"
 CPU_BACKENDS = ("onnxruntime-cpu", OPENVINO)
@@ -56,7 +56,7 @@ def recommendation(
     timed = [result.environment.bundle for result in benchmarks]
     known = {name for name in (*bundles, *verified, *timed) if name}
     if len(known) < 2 and shows_no_learning(warnings):  # of several bundles, others may be good
-        return Recommendation(f"{TRAIN_AGAIN[0].upper()}{TRAIN_AGAIN[1:]}.")
+        return Recommendation(f"{capitalised(TRAIN_AGAIN)}.")
     name = quote(known.pop()) if len(known) == 1 else "BUNDLE"
     verify = f"resdeploy verify {name} --data FOLDER --json > verification.json"
     bench = f"resdeploy bench {name} --output benchmark.json"

@@ -35,7 +35,7 @@ from resdeploy.result_files.provenance import shown_path
 from resdeploy.result_files.reader import read_results
 from resdeploy.result_files.verification import Verification, accurate_graphs
 from resdeploy.statistics import Verdict, worst_verdict
-from resdeploy.tables import joined
+from resdeploy.tables import capitalised, joined
 
 LayerTimer = Callable[[Bundle], LayerTimes]
 """Function that measures the layers of a bundle on this machine."""
@@ -276,4 +276,4 @@ def _title(inputs: ReportInputs) -> str:
         for subject in dict.fromkeys(subject_text(result.environment) for result in results):
             titles.setdefault(subject, []).append(kind)
     text = "; ".join(f"{' and '.join(kinds)} of {name}" for name, kinds in titles.items())
-    return f"{text[0].upper()}{text[1:]}"
+    return capitalised(text)

@@ -33,7 +33,7 @@ from resdeploy.pages.blocks import (
 from resdeploy.report.origin import made_text, origin_section
 from resdeploy.result_files.provenance import Environment, shown_path, without_folders
 from resdeploy.statistics import wilson_interval
-from resdeploy.tables import percentage, plural
+from resdeploy.tables import capitalised, percentage, plural
 from resdeploy.train.checkpoint.run import MODEL_FILE
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.shards import ImageFile, image_content
@@ -105,7 +105,7 @@ def training_page(
             "Always predicting the most frequent class has an accuracy of "
             f"{percentage(outcome.baseline_accuracy, 2)}.",
             *([stopped] if outcome.stopped else []),
-            *(f"{note[0].upper()}{note[1:]}." for note in notes),
+            *(f"{capitalised(note)}." for note in notes),
         ),
         warnings=tuple(((w.rpartition("; ")[0],), w.rpartition("; ")[2]) for w in doubts),
         sections=(
