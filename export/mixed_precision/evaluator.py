@@ -15,7 +15,7 @@ import onnx_ir as ir
 from resdeploy.bundle.calibration_record import FloatLayers
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.changed_predictions import count_changes
+from resdeploy.changed_predictions import count_changes, expect_changes
 from resdeploy.export.graph.float_layers import Layer, conv_share, nodes_of
 from resdeploy.export.graph.qdq import Weights
 from resdeploy.export.quantization.held_out import HeldOutImages
@@ -125,6 +125,7 @@ class MixedPrecisionEvaluator:
             conv_share_percent=100 * share,
             agreement=chosen.changes.agreement,
             drop=chosen.changes.drop,
+            expected_agreement=chosen.expected.agreement,
             agreement_before=self.evaluate_all_int8().changes.agreement,
             images=chosen.changes.images,
             evaluations=len(self.evaluations),
@@ -177,11 +178,13 @@ class MixedPrecisionEvaluator:
     def _compare(self, layers: Sequence[Layer], logits: Float32Array) -> MixtureEvaluation:
         """Compare the logits (N, K) of a mixture with FP32's."""
         assert self.float_logits is not None
+        compared = self.float_logits, logits, self.context.held_out.classes
         return MixtureEvaluation(
             encoding=self.recipe.encoding,
             layers=tuple(layer.name for layer in layers),
             nodes=nodes_of(layers),
-            changes=count_changes(self.float_logits, logits, self.context.held_out.classes),
+            changes=count_changes(*compared),
+            expected=expect_changes(*compared),
         )
 
 

@@ -18,7 +18,7 @@ from resdeploy.bundle.calibration_record import (
 )
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import TensorStatistics
-from resdeploy.changed_predictions import ChangedPredictions
+from resdeploy.changed_predictions import ChangedPredictions, ExpectedChanges
 from resdeploy.export.quantization.held_out import HeldOutImages
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.images.preprocessing import UInt8Array
@@ -35,6 +35,8 @@ class MixtureEvaluation:
     """Names of the nodes of these layers."""
     changes: ChangedPredictions
     """Predicted classes that differ from FP32's."""
+    expected: ExpectedChanges
+    """What such noise changes on other images."""
     p50_ms: float | None = None
     """Median latency of one image, in ms; None if it was not measured."""
 

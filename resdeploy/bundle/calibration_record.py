@@ -74,6 +74,8 @@ class FloatLayers:
     the layers were chosen on these images."""
     drop: float
     """Drop in accuracy against FP32 on these images, in percentage points; negative if it rose."""
+    expected_agreement: float
+    """Estimate of the agreement on other images, in percent, from the noise and the margins."""
     agreement_before: float
     """Agreement with all layers in INT8, in percent."""
     images: int
@@ -202,7 +204,7 @@ def float_layers_sentence(chosen: FloatLayers) -> str:
     graph = with_use(graph_name(Precision.INT8, chosen.encoding), chosen.encoding)
     agreement = (
         f"on the {plural(chosen.images, 'image')} of the search, its agreement with FP32 is "
-        f"{chosen.agreement:.2f} %"
+        f"{chosen.agreement:.2f} % (about {chosen.expected_agreement:.2f} % are expected on others)"
     )
     note = "; the search ran out of time, so fewer layers may suffice" if chosen.out_of_time else ""
     if not chosen.layers:
@@ -210,8 +212,8 @@ def float_layers_sentence(chosen: FloatLayers) -> str:
     return (
         f"{graph} keeps {plural(len(chosen.layers), 'layer')} in float "
         f"({', '.join(chosen.layers)}), with {plural(chosen.convolutions, 'convolution')} and "
-        f"{chosen.conv_share_percent:.1f} % of all convolutions' products; {agreement}, and "
-        f"{chosen.agreement_before:.2f} % with all layers in INT8{note}."
+        f"{chosen.conv_share_percent:.1f} % of all convolutions' products; {agreement}; it "
+        f"is {chosen.agreement_before:.2f} % with all layers in INT8{note}."
     )
 
 

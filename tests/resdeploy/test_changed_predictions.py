@@ -11,6 +11,7 @@ from scipy import stats
 from resdeploy.changed_predictions import (
     ChangedPredictions,
     count_changes,
+    expect_changes,
     highest_rate,
     images_needed,
 )
@@ -80,3 +81,58 @@ def test_the_bound_of_the_drop_covers_the_truth(images: int, lost: float, gained
             if changes.highest_drop() >= 100 * (lost - gained):
                 covered += stats.multinomial.pmf([a, b, images - a - b], images, chances)
     assert covered >= 0.95
+
+
+def logits_of(generator: np.random.Generator, images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits of 10 classes, and the same with noise that grows with the logit."""
+    clean = generator.gamma(2.0, 1.0, (images, 10))
+    noisy = clean + generator.normal(0, 0.015, clean.shape) * (0.2 + clean)
+    return clean, noisy
+
+
+@given(st.integers(2, 9), st.integers(2, 5), st.integers(0, 2**32 - 1))
+def test_the_expected_changes_are_those_of_all_pairs(images: int, classes: int, seed: int) -> None:
+    """Check against loops over images, noises and ranks."""
+    generator = np.random.default_rng(seed)
+    clean = generator.normal(0, 1, (images, classes))
+    noisy = clean + generator.normal(0, 0.5, clean.shape)
+    true = generator.integers(0, classes, images)
+    changed, lost = 0, 0
+    for i in range(images):
+        ranks = sorted(range(classes), key=lambda c: -clean[i, c])
+        for j in range(images):
+            other = sorted(range(classes), key=lambda c: -clean[j, c])
+            sums = [clean[i, a] + noisy[j, b] - clean[j, b] for a, b in zip(ranks, other)]
+            predicted = ranks[int(np.argmax(sums))]
+            changed += predicted != ranks[0]
+            lost += int(ranks[0] == true[i]) - int(predicted == true[i])
+    expected = expect_changes(clean, noisy, true)
+    assert expected.agreement == pytest.approx(100 - 100 * changed / images**2)
+    assert expected.drop == pytest.approx(100 * lost / images**2)
+    unknown = expect_changes(clean, noisy, None)
+    assert unknown.agreement == expected.agreement
+    assert unknown.drop == pytest.approx(100 - unknown.agreement)
+
+
+def test_the_expected_agreement_is_nearer_to_the_truth_than_the_count() -> None:
+    generator = np.random.default_rng(4)
+    clean, noisy = logits_of(generator, 200_000)
+    truth = count_changes(clean, noisy, None).agreement
+    assert 95 < truth < 99
+    draws = [(clean[i : i + 40], noisy[i : i + 40]) for i in range(0, 20_000, 40)]
+    counted = np.array([count_changes(*draw, None).agreement for draw in draws])
+    expected = np.array([expect_changes(*draw, None).agreement for draw in draws])
+    # The noise of one rank is not that of another image's same rank, hence a bias, which is smaller
+    # than the error of one draw.
+    assert abs(expected.mean() - truth) < 0.3
+    assert np.std(expected) < 0.6 * np.std(counted)
+
+
+def test_images_that_were_not_computed_have_no_noise_to_add() -> None:
+    clean, noisy = logits_of(np.random.default_rng(6), 60)
+    some = clean.copy()
+    some[:20] = noisy[:20]
+    agreement = expect_changes(clean, some, None).agreement
+    assert agreement == pytest.approx(expect_changes(clean, noisy, None).agreement, abs=2)
+    assert agreement < count_changes(clean, some, None).agreement
+    assert expect_changes(clean, clean, None).agreement == 100

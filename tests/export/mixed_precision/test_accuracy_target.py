@@ -21,7 +21,7 @@ from resdeploy.bundle.calibration_record import (
 )
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import Range
-from resdeploy.changed_predictions import ChangedPredictions
+from resdeploy.changed_predictions import ChangedPredictions, ExpectedChanges
 from resdeploy.cli.export import export_text
 from resdeploy.errors import ExportError
 from resdeploy.export import pipeline
@@ -125,6 +125,7 @@ def test_layers_that_the_target_does_not_need_revert_to_int8(
             layers=names,
             nodes=frozenset(node for layer in layers for node in layer.nodes),
             changes=changed(0 if needed <= set(names) else 1),
+            expected=ExpectedChanges(100.0, 0.0),
         )
 
     monkeypatch.setattr(MixedPrecisionEvaluator, "evaluate", evaluate)
@@ -147,6 +148,7 @@ def test_short_lists_are_evaluated_before_long_ones(
             layers=tuple(layer.name for layer in layers),
             nodes=frozenset(node for layer in layers for node in layer.nodes),
             changes=changed(3 - min(len(layers), 3)),
+            expected=ExpectedChanges(100.0, 0.0),
         )
 
     monkeypatch.setattr(MixedPrecisionEvaluator, "evaluate", evaluate)
@@ -215,10 +217,33 @@ def test_the_search_asks_for_more_than_the_judgement(changes: int, accepted: boo
     """On 2,560 images, 17 changes show 99 %; on other images, they are often a few more."""
     counts = ChangedPredictions(images=2560, changed=changes, lost=0, gained=0, labelled=True)
     mixture = MixtureEvaluation(
-        encoding=Encoding.CPU, layers=(), nodes=frozenset(), changes=counts
+        encoding=Encoding.CPU, layers=(), nodes=frozenset(), changes=counts,
+        expected=ExpectedChanges(98.0, 2.0),  # decides only if there are few images
     )  # fmt: skip
     assert AccuracyTarget(min_agreement=99.0).is_met_by(mixture) is accepted
     assert (counts.lowest_agreement() >= 99) is (changes <= 17)
+
+
+@pytest.mark.parametrize(
+    ("target", "accepted"),
+    [
+        (AccuracyTarget(min_agreement=98.5), True),
+        (AccuracyTarget(min_agreement=99.0), False),
+        (AccuracyTarget(min_agreement=100.0), True),  # of the images at hand
+        (AccuracyTarget(max_drop=0.5), True),
+        (AccuracyTarget(max_drop=0.3), False),
+        (AccuracyTarget(max_drop=0.0), True),
+        (AccuracyTarget(min_agreement=98.5, max_drop=0.3), False),
+    ],
+)
+def test_few_images_without_a_change_do_not_hide_expected_changes(
+    target: AccuracyTarget, accepted: bool
+) -> None:
+    mixture = MixtureEvaluation(
+        encoding=Encoding.CPU, layers=(), nodes=frozenset(), changes=changed(0),
+        expected=ExpectedChanges(98.7, 0.4),
+    )  # fmt: skip
+    assert target.is_met_by(mixture) is accepted
 
 
 @pytest.mark.slow
