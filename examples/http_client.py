@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -40,7 +41,12 @@ def main() -> None:
     parser.add_argument("--url", default="http://localhost:8000", help="address of the server")
     options = parser.parse_args()
     token = os.environ.get("RESDEPLOY_TOKEN", "")
-    answer = classify(options.url, options.picture.read_bytes(), token)
+    try:
+        answer = classify(options.url, options.picture.read_bytes(), token)
+    except urllib.error.HTTPError as error:  # the server says why in its answer
+        sys.exit(f"{options.picture}: {json.load(error)['error']}")
+    except urllib.error.URLError as error:
+        sys.exit(f"{options.url}: {error.reason}; start a server with resdeploy serve")
     for entry in answer["results"][0]["predictions"]:
         print(f"{entry['label']}: {100 * entry['probability']:.1f} %")
 

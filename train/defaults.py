@@ -186,16 +186,16 @@ def find_weights(arch: str) -> tuple[Path | None, str]:
     """
     name = arch.replace("-", "_")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    torch_home = Path(os.environ.get("TORCH_HOME") or cache / "torch")
+    torch_home = Path(os.environ.get("TORCH_HOME") or cache / "torch").expanduser()
     hugging_face = Path(os.environ.get("HF_HOME") or cache / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or hugging_face / "hub")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or hugging_face / "hub").expanduser()
     places = (
         (Path(), f"{name}-*.pth"),
         (torch_home / "hub" / "checkpoints", f"{name}-*.pth"),
         (hub, f"models--timm--{name}.*/snapshots/*/model.safetensors"),
     )
     for folder, pattern in places:
-        for path in sorted(folder.expanduser().glob(pattern)):
+        for path in sorted(folder.glob(pattern)):
             if path.is_file():
                 return path, f"starting from the weights {path}; --init none trains a new network"
     looked = ", ".join(str(folder.absolute() / pattern) for folder, pattern in places)

@@ -36,7 +36,7 @@ class MixtureEvaluation:
     changes: ChangedPredictions
     """Predicted classes that differ from FP32's."""
     expected: ExpectedChanges
-    """What such noise changes on other images."""
+    """Estimate for other images with the same noise."""
     p50_ms: float | None = None
     """Median latency of one image, in ms; None if it was not measured."""
 

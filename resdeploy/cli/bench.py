@@ -70,8 +70,8 @@ def _parse_percentage(context: object, parameter: object, text: str) -> float:
     "--time-limit",
     type=FiniteRange(1, LONGEST_SECONDS),
     default=100.0,
-    help="Longest duration of the whole benchmark, in seconds, without the measurement of energy. "
-    "A shorter one has fewer and shorter runs, but at least three.",
+    help="Planned duration of the whole benchmark, in seconds, without the measurement of energy. "
+    "A shorter one has fewer and shorter runs, but at least three, which can take longer.",
 )
 @option(
     "--within",

@@ -302,8 +302,8 @@ def comparison_line(golden: GoldenRecord) -> str:
     """Return what the graphs were compared with, and how to take real images."""
     remedy = "; take real ones with --golden-data" if golden.kind == "synthetic" else ""
     return (
-        f"compared with {golden.reference_name} on {golden.described}{remedy}; logit error: the "
-        "largest difference of a logit"
+        f"compared with {golden.reference_name} on {golden.described}{remedy}; SQNR: the median "
+        "of the images; logit error: the largest difference of a logit in any image"
     )
 
 

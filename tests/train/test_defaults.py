@@ -195,6 +195,7 @@ def test_weights_are_found_in_the_usual_places(
     assert str(Path("resnet34-*.pth").absolute()) in caplog.text
     assert str(Path("hub", "checkpoints", "resnet34-*.pth")) in caplog.text
     assert "models--timm--resnet34.*" in caplog.text
+    assert "~" not in caplog.text
     (folder / place).parent.mkdir(parents=True, exist_ok=True)
     (folder / place).touch()
     found, sentence = find_weights("resnet34")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from resdeploy.images.preprocessing import pixel_count
 from resdeploy.tables import plural
@@ -10,6 +11,7 @@ from resdeploy.train.config import TrainingConfig
 from resdeploy.train.run.folder import EpochMetrics, RunPosition
 
 RATE_STEPS, RATE_SECONDS = 10, 10.0  # from which on the rate is known
+SLOWER = 3  # times as slow as the fastest epoch, which no quiet machine is
 VAL_COST = 1 / 3  # of an image, without the backward pass, which costs twice the forward one
 STOPPING = (
     "Ctrl-C saves it, and names the commands to continue with the same settings, or to end with "
@@ -20,10 +22,13 @@ HEADER = ROW.format("epoch", "loss", "val loss", "top-1", "images/s", "loading",
 
 
 def epoch_line(metrics: Sequence[EpochMetrics], epochs: int) -> str:
-    """Return the line of the last epoch; the time left is extrapolated from all epochs so far."""
+    """Return the line of the last epoch, and a second one if it is the first slow one.
+
+    The time left is extrapolated from all epochs so far.
+    """
     last = metrics[-1]
     seconds_left = sum(line.seconds for line in metrics) / len(metrics) * (epochs - len(metrics))
-    return ROW.format(
+    line = ROW.format(
         f"{last.epoch}/{epochs}",
         f"{last.loss:.3f}",
         f"{last.val_loss:.3f}",
@@ -31,6 +36,24 @@ def epoch_line(metrics: Sequence[EpochMetrics], epochs: int) -> str:
         f"{last.images_per_second:.0f}",
         f"{last.waiting:.0%}",
         _duration(seconds_left),
+    )
+    return "\n".join(filter(None, [line, slow_epoch(metrics)]))
+
+
+def slow_epoch(metrics: Sequence[EpochMetrics]) -> str:
+    """Return advice if the last epoch is the first that is much slower than one before it.
+
+    The loading of images is no cause of it: its share is in the table.
+    """
+    computing = [line.images_per_second / max(1 - line.waiting, 0.01) for line in metrics]
+    slow = [rate < fastest / SLOWER for rate, fastest in zip(computing, accumulate(computing, max))]
+    if sum(slow) != 1 or not slow[-1]:
+        return ""
+    return (
+        f"the images of epoch {metrics[-1].epoch} took {max(computing) / computing[-1]:.1f} times "
+        "as long as those of the fastest epoch, most likely because other processes use the same "
+        "processor; with OMP_NUM_THREADS=1, a training on a CPU suffers less from them; "
+        f"{STOPPING}"
     )
 
 
