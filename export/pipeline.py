@@ -245,14 +245,15 @@ def export(
             model, source, golden, config, target, decoded, progress
         )
         model = calibration.model
-        warnings += target_warnings(calibration.targets)
+        warnings += target_warnings(calibration.targets, calibration.unfinished)
     with new_directory(output, force=force, marker=MANIFEST) as folder:
         with progress("writing the graphs", 0):
             artifacts, golden = write_graphs(
                 folder, model, golden, calibration, judgement, half=config.fp16
             )
         searched = calibration is not None and bool(calibration.targets)
-        warnings += float_warnings(artifacts, searched=searched)
+        unfinished = calibration.unfinished if calibration else ()
+        warnings += float_warnings(artifacts, searched=searched, unfinished=unfinished)
         analysis: Analysis | None = None
         if calibration is not None:
             analysis = analyse(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from resdeploy.bundle.calibration_record import TargetResult, target_sentence
 from resdeploy.bundle.manifest import Artifact, Encoding, ExportWarning, Precision, graph_name
+from resdeploy.bundle.quality import IN_FLOAT
 from resdeploy.changed_predictions import ChangedPredictions
 from resdeploy.export.mixed_precision.accuracy_target import AccuracyTarget
 from resdeploy.export.mixed_precision.tradeoff import Stopwatch, measure_ms
@@ -19,6 +20,7 @@ MAX_DECIDING_IMAGES = 200_000
 # If fewer than half of the measurements were above the limit in truth, all five would be with a
 # probability of 1/32 at most.
 MEASUREMENTS = 5
+MORE_TIME = "allow more time with --search-seconds"
 
 
 def judge_accuracy(judgement: Judgement, target: AccuracyTarget) -> tuple[TargetResult, ...]:
@@ -112,12 +114,17 @@ def judge_latency(
     )
 
 
-def target_warnings(results: Sequence[TargetResult]) -> list[ExportWarning]:
-    """Return a warning for each target that is not held."""
+def target_warnings(
+    results: Sequence[TargetResult], unfinished: Collection[Encoding]
+) -> list[ExportWarning]:
+    """Return a warning for each target that is not held.
+
+    `unfinished` are the graphs whose search for layers ran out of time.
+    """
     return [
         ExportWarning(
             message=target_sentence(result),
-            hint=_remedy(result),
+            hint=_remedy(result, out_of_time=result.encoding in unfinished),
             artifacts=(graph_name("int8", result.encoding),),
         )
         for result in results
@@ -125,22 +132,23 @@ def target_warnings(results: Sequence[TargetResult]) -> list[ExportWarning]:
     ]
 
 
-def float_warnings(artifacts: Sequence[Artifact], *, searched: bool) -> list[ExportWarning]:
+def float_warnings(
+    artifacts: Sequence[Artifact], *, searched: bool, unfinished: Collection[Encoding]
+) -> list[ExportWarning]:
     """Return a warning for each INT8 graph that computes most convolutions in float.
 
     Args:
         artifacts: The graphs.
         searched: True if the search for a target decided which layers stay in float.
+        unfinished: The graphs whose search ran out of time.
     """
-    hint = "use a graph in float"
-    if searched:
-        hint = f"allow more time with --search-seconds, relax the target, or {hint}"
+    hint = f"relax the target, or {IN_FLOAT}" if searched else IN_FLOAT
     return [
         ExportWarning(
             message=f"{artifact.file} computes {artifact.convs - artifact.int8_convs} of "
             f"{artifact.convs} convolutions in float, so it is hardly smaller or faster than a "
             "graph in float",
-            hint=hint,
+            hint=f"{MORE_TIME}, {hint}" if artifact.encoding in unfinished else hint,
             artifacts=(artifact.name,),
         )
         for artifact in artifacts
@@ -160,13 +168,12 @@ def too_few_images(target: AccuracyTarget, images: int) -> list[str]:
     ]
 
 
-def _remedy(result: TargetResult) -> str:
+def _remedy(result: TargetResult, *, out_of_time: bool) -> str:
     if result.option == "--target-ms":
         return "increase --target-ms, or decrease --image-size"
     if result.verdict is Verdict.FAIL:
-        return (
-            "calibrate on more images, allow more time with --search-seconds, or relax the target"
-        )
+        remedies = ["calibrate on more images", *[MORE_TIME] * out_of_time, "or relax the target"]
+        return (", " if out_of_time else " ").join(remedies)
     return (
         "add images that do not calibrate, preferably in a folder val/ beside train/, and allow "
         "enough time with --search-seconds; or relax the target (resdeploy verify --data judges on "

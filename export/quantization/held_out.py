@@ -125,6 +125,9 @@ class ImageUse:
             sets.append(
                 f"{plural(scoring, 'further image')}, which only choose {' and '.join(chosen)}"
             )
+        if plan.searched:
+            also = plural(plan.searched, "further image")
+            sets.append(f"{also}, which only choose the layers in float")
         if plan.judged:
             judged = plural(plan.judged, "other image")
             sets.append(f"{judged}, which judge the INT8 graphs (at most {plan.most:,})")

@@ -90,6 +90,11 @@ class Calibration:
     targets: tuple[TargetResult, ...] = ()
     """Verdict of every target for each INT8 graph."""
 
+    @property
+    def unfinished(self) -> tuple[Encoding, ...]:
+        """Return the graphs whose search for layers in float ran out of time."""
+        return tuple(found.encoding for found in self.float_layers if found.out_of_time)
+
     def record(self) -> CalibrationRecord:
         """Return the form that the command prints and the manifest holds."""
         return CalibrationRecord(

@@ -56,7 +56,7 @@ NO_BETTER = "no better than always predicting one class"
 TRAIN_AGAIN = f"train again, because the network is {NO_BETTER}"
 _MACHINES = {Encoding.TENSORRT: "GPU", Encoding.DLA: "DLA"}
 SHORTEST = 30  # characters of a shortened warning: names of graphs may begin it
-FEW_DO_NOT_DECIDE = ", about which so few images do not decide"
+FEW_DO_NOT_DECIDE = "; with so few images, this can be chance"
 # Fewer images may all agree, with a probability above 5 %, although one prediction in ten changes.
 FEWEST_IMAGES = 29
 

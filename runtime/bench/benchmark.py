@@ -19,6 +19,7 @@ from resdeploy.benchmark_process.workload import (
 )
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import graph_name
+from resdeploy.bundle.quality import relevant_warnings
 from resdeploy.machine.conditions import load_average, notices
 from resdeploy.machine.device import Device, Scope, available_cores, read_device
 from resdeploy.machine.host import Host
@@ -176,7 +177,9 @@ def _make_result(
             ),
             *wide_intervals(timings, config.within),
         ),
-        warnings=bundle.manifest.warnings,
+        warnings=relevant_warnings(
+            bundle.manifest, [graph_name(t.precision, t.encoding) for t in timings]
+        ),
         results=timings,
     )
 

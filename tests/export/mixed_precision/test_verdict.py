@@ -69,7 +69,7 @@ def test_an_agreement_is_held_only_with_enough_images(
     assert cpu.bound < cpu.figure
     assert (cpu.bound >= 99) is (expected is Verdict.PASS)
     assert tensorrt.figure == 100
-    warnings = target_warnings([cpu])
+    warnings = target_warnings([cpu], ())
     assert bool(warnings) is (expected is not Verdict.PASS)
     assert all(warning.artifacts == ("int8-cpu",) for warning in warnings)
 
@@ -100,13 +100,25 @@ def test_a_graph_that_is_mostly_in_float_is_doubtful() -> None:
         sha256="0" * 64, opset=20, convs=36, int8_convs=2, parity=parity,
     )  # fmt: skip
     in_float = dataclasses.replace(graph, precision=Precision.FP32, file="fp32.onnx", int8_convs=0)
-    (warning,) = float_warnings([in_float, graph], searched=True)
+    (warning,) = float_warnings([in_float, graph], searched=True, unfinished=[Encoding.CPU])
     assert "int8-cpu.onnx computes 34 of 36 convolutions in float" in warning.message
     assert "--search-seconds" in str(warning.hint)
     assert warning.artifacts == ("int8-cpu",)
-    (warning,) = float_warnings([graph], searched=False)
+    (warning,) = float_warnings([graph], searched=True, unfinished=[Encoding.TENSORRT])
+    assert warning.hint == "relax the target, or use a graph in float"  # more time finds no more
+    (warning,) = float_warnings([graph], searched=False, unfinished=())
     assert warning.hint == "use a graph in float"
-    assert float_warnings([dataclasses.replace(graph, int8_convs=18)], searched=True) == []
+    half = dataclasses.replace(graph, int8_convs=18)
+    assert float_warnings([half], searched=True, unfinished=()) == []
+
+
+@pytest.mark.parametrize("unfinished", [(), (Encoding.CPU,)])
+def test_a_missed_target_asks_for_time_only_if_the_search_ran_out_of_it(
+    unfinished: tuple[Encoding, ...],
+) -> None:
+    _, missed = judge_accuracy(judgement(1000, 100), AccuracyTarget(min_agreement=99.0))
+    (warning,) = target_warnings([missed], unfinished)
+    assert ("--search-seconds" in str(warning.hint)) is bool(unfinished)
 
 
 def test_a_drop_is_shown_only_with_classes() -> None:

@@ -118,7 +118,10 @@ def test_the_images_that_make_cross_validation_unnecessary_are_enough_and_not_to
 def test_enough_images_need_no_cross_validation() -> None:
     use = dataclasses.replace(PHOTOGRAPHS, validation=1000, target=True, compares=False)
     (used,) = use.sentences(calibrating=120, scoring=40, folds=0)
-    assert "40 further images, which only choose the layers in float;" in used
+    assert "40 further images, which only choose the layers in float; " in used
+    searched = use.plan().searched
+    assert searched > 0
+    assert f" {searched} further images, which only choose the layers in float; " in used
     assert " other images, which judge the INT8 graphs (at most " in used
 
 

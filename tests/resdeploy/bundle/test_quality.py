@@ -116,7 +116,7 @@ def test_a_warning_says_if_its_images_do_not_decide(
     """Four of 128 are 3.1 %, of which the 95 % interval ends above and begins below 2 %."""
     manifest = judged(tiny_bundle, 128, int8_cpu=(100 * (128 - changed) / 128, 30.0))
     (warning,) = quality_warnings(manifest)
-    assert (", about which so few images do not decide)" in warning.message) is not decides
+    assert ("; with so few images, this can be chance)" in warning.message) is not decides
 
 
 def test_images_that_did_not_calibrate_come_first(tiny_bundle: Bundle) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from resdeploy.benchmark_process.workload import BenchmarkMode, Workload
 from resdeploy.bundle.bundle import Bundle, open_bundle
-from resdeploy.bundle.manifest import Encoding, FileRecord, write_manifest
+from resdeploy.bundle.manifest import Encoding, ExportWarning, FileRecord, write_manifest
 from resdeploy.cli.bench import benchmark_text, slow_int8_lines
 from resdeploy.errors import BackendError
 from resdeploy.filesystem import sha256
@@ -166,8 +166,12 @@ def test_end_to_end_starts_from_files_and_reports_its_stages(tiny_bundle: Bundle
 
 def test_offline_uses_batches(tiny_bundle: Bundle) -> None:
     config = dataclasses.replace(QUICK, mode=BenchmarkMode.OFFLINE)
-    result = run_benchmark(tiny_bundle, config)
+    about = [(), ("int8-cpu",), ("int8",)]  # no contender has the last one on a CPU
+    doubts = tuple(ExportWarning(message=str(names), hint="", artifacts=names) for names in about)
+    doubtful = dataclasses.replace(tiny_bundle.manifest, warnings=doubts)
+    result = run_benchmark(Bundle(tiny_bundle.path, doubtful), config)
     assert {line.batch for line in result.results} == {8}
+    assert result.warnings == doubts[:2]
 
 
 def test_a_backend_with_different_outputs_is_left_out(
