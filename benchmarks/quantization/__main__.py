@@ -201,7 +201,7 @@ def _compare_all(
         logits = run_batches(OnnxRuntimeCpu(graph, encoding), validation.images, 50)
         yield validation.compare(name, seed, logits, _int8_convs(graph), usage)
     # The same images on which resdeploy calibrates; the first ones only score its calibrators.
-    scoring = scoring_images(len(source.pools.calibration))
+    scoring = scoring_images(len(source.pools.calibration), source.preprocessing.image_size)
     image_set = CalibrationImages(source.preprocessing, wanted=images + scoring)
     usable = np.concatenate(list(image_set.add(draw(source.pools.calibration, seed), 64)))
     np.save(work / "calibration.npy", _normalise(work, usable[scoring:]))

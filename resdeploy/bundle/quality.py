@@ -55,6 +55,7 @@ IN_FLOAT = "use a graph in float"
 NO_BETTER = "no better than always predicting one class"
 TRAIN_AGAIN = f"train again, because the network is {NO_BETTER}"
 _MACHINES = {Encoding.TENSORRT: "GPU", Encoding.DLA: "DLA"}
+COMPARE = ", and see with resdeploy compare if it is better"
 SHORTEST = 30  # characters of a shortened warning: names of graphs may begin it
 FEW_DO_NOT_DECIDE = "; with so few images, this can be chance"
 # Fewer images may all agree, with a probability above 5 %, although one prediction in ten changes.
@@ -249,7 +250,7 @@ def action_text(remedy: Remedy) -> str:
     left_out = [option.removeprefix("no ") for option in exported if option.startswith("no ")]
     words = [f"with {' '.join(added)}"] if added else []
     words += [f"without {' '.join(left_out)}"] if left_out else []
-    actions = [f"export again {' and '.join(words)}"] if words else []
+    actions = [f"export another bundle {' and '.join(words)}{COMPARE}"] if words else []
     if QAT in remedy.options:
         command = "resdeploy train DATA --qat --init RUN"
         actions.append(f"train with simulated quantisation ({command}) and export the new run")

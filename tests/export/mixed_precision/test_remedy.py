@@ -116,8 +116,8 @@ def test_the_layer_with_the_noise_goes_to_float_and_the_gain_is_real(tiny_bundle
     )  # a CPU does not run TensorRT's graph as fast as TensorRT does
     text = " ".join(remedy_lines(remedy))
     assert (
-        "Action, because of the agreement and the SQNR: export again with --min-agreement 99."
-        in text
+        "Action, because of the agreement and the SQNR: export another bundle with --min-agreement "
+        "99, and see with resdeploy compare if it is better." in text
     )
     assert READER in text
 
@@ -216,7 +216,7 @@ def test_int8_shortcuts_are_the_first_suspect(
     assert remedy.options == (NO_INT8_SHORTCUTS,)
     assert remedy.mixture is not None
     assert {*remedy.mixture.layers} == recipe.in_float
-    assert "export again without --int8-shortcuts." in " ".join(remedy_lines(remedy))
+    assert "export another bundle without --int8-shortcuts, and" in " ".join(remedy_lines(remedy))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from resdeploy.errors import CalibrationError
 from resdeploy.export.inputs import ImagePools, Source, read_source
 from resdeploy.export.quantization.held_out import (
     FEWEST_IMAGES,
-    QUALITY_IMAGES,
     ImagePlan,
     ImageUse,
     draw_held_out_images,
@@ -82,8 +81,13 @@ def test_a_strict_target_is_judged_on_as_many_images_as_it_needs() -> None:
 def test_without_a_target_a_bounded_number_of_images_is_judged() -> None:
     sizes = {"size": 224, "scoring": 128, "target": False, "needed": None}
     assert plan_images(unused=5000, calibrating=512, **sizes) == ImagePlan(  # type: ignore[arg-type]
-        judged=QUALITY_IMAGES, searched=0, cross_validated=0, most=QUALITY_IMAGES
+        judged=128, searched=0, cross_validated=0, most=128
     )
+    # Small pictures are judged in little time, but no weights are rounded for more than 128.
+    sizes["size"] = 32
+    assert plan_images(unused=5000, calibrating=512, **sizes).judged == 512  # type: ignore[arg-type]
+    some = plan_images(unused=100, calibrating=512, **sizes)  # type: ignore[arg-type]
+    assert (some.judged, some.cross_validated, some.most) == (100, 28, 512)
     assert plan_images(unused=0, calibrating=20, **sizes).cross_validated == 20  # type: ignore[arg-type]
 
 

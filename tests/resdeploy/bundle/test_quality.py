@@ -183,8 +183,9 @@ def test_the_hint_is_the_action_of_the_report_where_it_applies(tiny_bundle: Bund
         agreement=90.0, sqnr_db=30.0,
     )  # fmt: skip
     action = (
-        "export again with --calibrator auto; if that is not enough, train with simulated "
-        "quantisation (resdeploy train DATA --qat --init RUN) and export the new run"
+        "export another bundle with --calibrator auto, and see with resdeploy compare if it is "
+        "better; if that is not enough, train with simulated quantisation (resdeploy train DATA "
+        "--qat --init RUN) and export the new run"
     )
     assert action_text(remedy) == action
     assert f"Action, because of the agreement: {action}." in remedy_lines(remedy)
@@ -193,7 +194,7 @@ def test_the_hint_is_the_action_of_the_report_where_it_applies(tiny_bundle: Bund
     assert "calibrate on more" not in "".join(hints)
     shortcuts = dataclasses.replace(remedy, options=(NO_INT8_SHORTCUTS,))
     first, second = (warning.hint for warning in quality_warnings(manifest, shortcuts))
-    assert first.startswith("export again without --int8-shortcuts, or use")
+    assert first.startswith("export another bundle without --int8-shortcuts, and see")
     assert second.startswith("calibrate on more")  # int8-cpu has no such option
     dla = dataclasses.replace(remedy, encoding=Encoding.DLA)
     assert all(w.hint.startswith("calibrate on") for w in quality_warnings(manifest, dla))

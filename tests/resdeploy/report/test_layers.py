@@ -79,7 +79,10 @@ def test_an_action_has_the_limit_that_is_missed(
     remedy = dataclasses.replace(
         REMEDY, images=34, agreement=agreement, sqnr_db=sqnr_db, options=("--calibrator auto",)
     )
-    action = "export again with --calibrator auto"
+    action = (
+        "export another bundle with --calibrator auto, and see with resdeploy compare if it is "
+        "better"
+    )
     for warned in (False, True):
         line = remedy_lines(remedy, warned=warned)[2]
         assert line == f"Action, because of the {reason}: {action}."
