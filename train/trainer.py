@@ -396,5 +396,5 @@ class _Trainer:
         self.saved = self.position
 
     def _log(self, text: str, *values: object) -> None:
-        if self.process.is_main:
-            logger.info(text, *values)
+        for line in (text % values).splitlines() if self.process.is_main else []:
+            logger.info("%s", line)  # a line break in a message would be escaped

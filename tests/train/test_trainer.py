@@ -40,6 +40,7 @@ from resdeploy.train.initialization import (
 )
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.run import folder as run_folder
+from resdeploy.train.run import progress_table
 from resdeploy.train.run.failures import explained_failures
 from resdeploy.train.run.folder import RunPosition, default_folder
 from resdeploy.train.trainer import resume, train
@@ -231,6 +232,17 @@ def test_replacing_a_run_needs_force(config: TrainingConfig) -> None:
     with pytest.raises(OutputError, match="exists already"):
         train(short, Path("one"))
     train(short, Path("one"), force=True)
+
+
+def test_the_advice_about_a_slow_epoch_is_a_message_of_its_own(
+    config: TrainingConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress_table, "SLOWER", 1e-9)  # the first epoch is slow, too
+    with caplog.at_level(logging.INFO, "resdeploy"):
+        train(dataclasses.replace(config, epochs=2), Path("one"))
+    messages = [record.getMessage() for record in caplog.records]
+    assert not any("\n" in message for message in messages)
+    assert any(message.startswith("the images of epoch 1 took ") for message in messages)
 
 
 def test_a_damaged_training_image_is_skipped_and_counted(
