@@ -74,8 +74,8 @@ def next_step(result: Verification, bundle: str) -> str:
     if shows_no_learning(result.warnings):
         return TRAIN_AGAIN
     undecided = [line for line in result.results if line.verdict.value == "inconclusive"]
-    doubtful = any(warning.artifacts for warning in result.warnings)
-    if not undecided and doubtful and result.max_drop is None:
+    lossy = any(line.precision.value == "int8" for line in result.results)
+    if not undecided and lossy and result.max_drop is None:  # the golden images do not judge it
         judge = f"resdeploy verify {bundle} --data FOLDER, which judges the accuracy on its images"
         return f"{judge}; then resdeploy serve {bundle}"
     if not undecided:
