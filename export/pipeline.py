@@ -355,6 +355,7 @@ def _calibrate(
         context = SearchContext(
             model=calibration.model,
             held_out=calibration.scoring.plus(searched),
+            calibrating=calibration.rounding,
             seconds=config.search_seconds,
             progress=progress,
         )

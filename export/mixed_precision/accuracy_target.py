@@ -47,23 +47,52 @@ class AccuracyTarget:
     def is_met_by(self, evaluation: MixtureEvaluation) -> bool:
         """Return True if the mixture will most likely be shown to be within all limits.
 
-        With few images, no bound is within a limit; then no change is accepted, and no more changes
-        than the limit are expected on other images. An agreement of 100 % or a drop of 0 is only
-        asked of the images at hand, because graphs with noise cannot promise it of others.
+        With few images, no bound is within a limit. Then the changes that are expected on other
+        images must be, and no class may change; or, on so few images that no judgement on as many
+        can show the limit, the changes must not contradict it. An agreement of 100 % or a drop of 0
+        is only asked of the images at hand: no graph with noise promises it of others.
         """
         changes, expected = evaluation.changes, evaluation.expected
-        agrees = self.min_agreement is None or (
-            changes.lowest_agreement(SEARCH_CONFIDENCE) >= self.min_agreement
-            or (
-                not changes.changed
-                and (self.min_agreement == 100 or expected.agreement >= self.min_agreement)
+        return (
+            self.min_agreement is None
+            or changes.lowest_agreement(SEARCH_CONFIDENCE) >= self.min_agreement
+            or _is_expected(
+                changes.changed == 0,
+                changes.highest_agreement() >= self.min_agreement,
+                expected.agreement >= self.min_agreement,
+                changes.images,
+                self.min_agreement,
             )
-        )
-        return agrees and (
+        ) and (
             self.max_drop is None
             or changes.highest_drop(SEARCH_CONFIDENCE) <= self.max_drop
-            or (not changes.lost and (self.max_drop == 0 or expected.drop <= self.max_drop))
+            or _is_expected(
+                changes.lost == 0,
+                changes.lowest_drop() <= self.max_drop
+                if changes.labelled
+                else changes.highest_agreement() >= 100 - self.max_drop,
+                expected.drop <= self.max_drop,
+                changes.images,
+                100 - self.max_drop,
+            )
         )
+
+
+def _is_expected(
+    unchanged: bool, possible: bool, expected: bool, images: int, agreement: float
+) -> bool:
+    """Return True if few images make it likely that a limit holds on others.
+
+    Args:
+        unchanged: True if no image violates the limit.
+        possible: True if the images do not contradict it.
+        expected: True if the estimate for other images is within it.
+        images: Number of images.
+        agreement: The limit as an agreement, in percent.
+    """
+    if agreement == 100:
+        return unchanged
+    return expected and (possible if images < (images_needed(agreement) or 0) else unchanged)
 
 
 def meet_accuracy_target(

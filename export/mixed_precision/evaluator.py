@@ -25,6 +25,8 @@ from resdeploy.export.quantization.simulate import batch_size, open_graph, round
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Advance, Progress
 
+# With fewer held-out images, calibration images tell FP32's margins, too.
+MARGINS = 256
 # Skip images whose top-2 logit margin exceeds this many times the largest change of the margin that
 # the noise with all layers in INT8 can cause.
 NOISE_FACTOR = 4.0
@@ -38,6 +40,8 @@ class SearchContext:
     model: ir.Model
     """FP32 graph."""
     held_out: HeldOutImages
+    calibrating: UInt8Array
+    """Calibration images (N, H, W, 3), whose margins are those of FP32."""
     seconds: float
     """Time limit of the search; no evaluation starts that would end later."""
     progress: Progress
@@ -58,6 +62,8 @@ class MixedPrecisionEvaluator:
     weights: Weights = field(init=False)
     float_logits: Float32Array | None = None
     """FP32's logits (N, K) of all held-out images; None until they are computed."""
+    margins: Float32Array | None = None
+    """FP32's logits of some calibration images; None without them."""
     changeable: npt.NDArray[np.intp] | None = None
     """Positions of the images whose class a mixture could change; None before the first one."""
     slowest: float = 0.0
@@ -138,6 +144,9 @@ class MixedPrecisionEvaluator:
         if self.float_logits is None:
             images = self.context.held_out.images
             self.float_logits = self._run(images, self.context.model, Encoding.FLOAT)
+            more = self.context.calibrating[: max(0, MARGINS - len(images))]
+            if len(more):
+                self.margins = self._run(more, self.context.model, Encoding.FLOAT)
         return self.float_logits
 
     def _mixture_logits(self, nodes: frozenset[str]) -> Float32Array | None:
@@ -184,7 +193,7 @@ class MixedPrecisionEvaluator:
             layers=tuple(layer.name for layer in layers),
             nodes=nodes_of(layers),
             changes=count_changes(*compared),
-            expected=expect_changes(*compared),
+            expected=expect_changes(*compared, self.margins),
         )
 
 

@@ -128,6 +128,19 @@ def test_the_expected_agreement_is_nearer_to_the_truth_than_the_count() -> None:
     assert np.std(expected) < 0.6 * np.std(counted)
 
 
+def test_further_images_reduce_the_weight_of_one_with_two_equal_logits() -> None:
+    clean, noisy = logits_of(np.random.default_rng(7), 30)
+    clean[0, :2] = noisy[0, :2] = 50.0
+    noisy[0, 1] += 1e-3  # its noise is too small to change others
+    further, _ = logits_of(np.random.default_rng(8), 200)
+    alone = expect_changes(clean, noisy, None).agreement
+    together = expect_changes(clean, noisy, None, further).agreement
+    true = expect_changes(clean, noisy, clean.argmax(axis=1), further)
+    assert alone < together < 100
+    assert true.agreement == together
+    assert true.drop == pytest.approx(100 - alone)
+
+
 def test_images_that_were_not_computed_have_no_noise_to_add() -> None:
     clean, noisy = logits_of(np.random.default_rng(6), 60)
     some = clean.copy()

@@ -78,7 +78,9 @@ def held_out() -> HeldOutImages:
 
 @pytest.fixture
 def context(model: ir.Model, held_out: HeldOutImages) -> SearchContext:
-    return SearchContext(model=model, held_out=held_out, seconds=600, progress=silent)
+    return SearchContext(
+        model=model, held_out=held_out, calibrating=held_out.images, seconds=600, progress=silent
+    )
 
 
 def ticking_clock() -> Callable[[], float]:
@@ -148,7 +150,7 @@ def test_short_lists_are_evaluated_before_long_ones(
             layers=tuple(layer.name for layer in layers),
             nodes=frozenset(node for layer in layers for node in layer.nodes),
             changes=changed(3 - min(len(layers), 3)),
-            expected=ExpectedChanges(100.0, 0.0),
+            expected=ExpectedChanges(97.0 + min(len(layers), 3), 0.0),
         )
 
     monkeypatch.setattr(MixedPrecisionEvaluator, "evaluate", evaluate)
@@ -244,6 +246,29 @@ def test_few_images_without_a_change_do_not_hide_expected_changes(
         expected=ExpectedChanges(98.7, 0.4),
     )  # fmt: skip
     assert target.is_met_by(mixture) is accepted
+
+
+@pytest.mark.parametrize(
+    ("images", "changes", "accepted"),
+    [
+        (64, 1, True),  # an image with two equal logits may change
+        (64, 6, False),  # 99 % would show so many with a probability of 0.02 %
+        (400, 0, True),
+        (400, 1, False),  # as many images could show 99 %, but not with a changed class
+    ],
+)
+def test_few_images_may_not_contradict_what_is_expected(
+    images: int, changes: int, accepted: bool
+) -> None:
+    counts = ChangedPredictions(
+        images=images, changed=changes, lost=changes, gained=0, labelled=False
+    )
+    mixture = MixtureEvaluation(
+        encoding=Encoding.CPU, layers=(), nodes=frozenset(), changes=counts,
+        expected=ExpectedChanges(99.3, 0.7),
+    )  # fmt: skip
+    assert AccuracyTarget(min_agreement=99.0).is_met_by(mixture) is accepted
+    assert AccuracyTarget(max_drop=1.0).is_met_by(mixture) is accepted
 
 
 @pytest.mark.slow

@@ -69,8 +69,9 @@ def meet(source: Source, calibration: Calibration, target_ms: float) -> Calibrat
     used = {*calibration.digests, *calibration.selection_digests}
     held_out = calibration.scoring.plus(draw_held_out_images(source, 0, 100, used=used))
     context = SearchContext(
-        model=calibration.model, held_out=held_out, seconds=600, progress=silent
-    )
+        model=calibration.model, held_out=held_out, calibrating=calibration.rounding, seconds=600,
+        progress=silent,
+    )  # fmt: skip
     return meet_latency_target(calibration, target_ms, context, stopwatch)
 
 
