@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from resdeploy.bundle.calibration_record import FloatLayers
-from resdeploy.changed_predictions import ExpectedChanges, images_needed
+from resdeploy.changed_predictions import (
+    CONFIDENCE,
+    ExpectedChanges,
+    highest_rate,
+    images_needed,
+)
 from resdeploy.export.graph.float_layers import Layer, layers_of, nodes_of
 from resdeploy.export.mixed_precision.evaluator import MixedPrecisionEvaluator, SearchContext
 from resdeploy.export.quantization.recipe import QuantizationRecipe
@@ -53,46 +58,33 @@ class AccuracyTarget:
         is only asked of the images at hand: no graph with noise promises it of others.
         """
         changes, expected = evaluation.changes, evaluation.expected
+        images = changes.images
         return (
             self.min_agreement is None
             or changes.lowest_agreement(SEARCH_CONFIDENCE) >= self.min_agreement
-            or _is_expected(
-                changes.changed == 0,
-                changes.highest_agreement() >= self.min_agreement,
-                expected.agreement >= self.min_agreement,
-                changes.images,
-                self.min_agreement,
-            )
+            or _is_likely(self.min_agreement, expected.agreement, changes.changed, images)
         ) and (
             self.max_drop is None
             or changes.highest_drop(SEARCH_CONFIDENCE) <= self.max_drop
-            or _is_expected(
-                changes.lost == 0,
-                changes.lowest_drop() <= self.max_drop
-                if changes.labelled
-                else changes.highest_agreement() >= 100 - self.max_drop,
-                expected.drop <= self.max_drop,
-                changes.images,
-                100 - self.max_drop,
-            )
+            or _is_likely(100 - self.max_drop, 100 - expected.drop, changes.lost, images)
         )
 
 
-def _is_expected(
-    unchanged: bool, possible: bool, expected: bool, images: int, agreement: float
-) -> bool:
-    """Return True if few images make it likely that a limit holds on others.
+def _is_likely(limit: float, expected: float, violations: int, images: int) -> bool:
+    """Return True if few images make it likely that others are within a limit.
 
     Args:
-        unchanged: True if no image violates the limit.
-        possible: True if the images do not contradict it.
-        expected: True if the estimate for other images is within it.
-        images: Number of images.
-        agreement: The limit as an agreement, in percent.
+        limit: Smallest share of images that keep their class, in percent.
+        expected: Estimate of this share on other images, in percent.
+        violations: Number of images that do not keep it.
+        images: Number of all images.
     """
-    if agreement == 100:
-        return unchanged
-    return expected and (possible if images < (images_needed(agreement) or 0) else unchanged)
+    if limit == 100:
+        return not violations
+    if images >= (images_needed(limit) or 0):
+        return not violations and expected >= limit
+    highest = 100 * highest_rate(images - violations, images, CONFIDENCE)
+    return expected >= limit and highest >= limit
 
 
 def meet_accuracy_target(
