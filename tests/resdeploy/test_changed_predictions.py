@@ -102,13 +102,13 @@ def test_the_expected_changes_are_those_of_all_pairs(images: int, classes: int, 
         ranks = sorted(range(classes), key=lambda c: -clean[i, c])
         for j in range(images):
             other = sorted(range(classes), key=lambda c: -clean[j, c])
-            sums = [clean[i, a] + noisy[j, b] - clean[j, b] for a, b in zip(ranks, other)]
+            sums = [clean[i, a] + 4 * (noisy[j, b] - clean[j, b]) for a, b in zip(ranks, other)]
             predicted = ranks[int(np.argmax(sums))]
             changed += predicted != ranks[0]
             lost += int(ranks[0] == true[i]) - int(predicted == true[i])
     expected = expect_changes(clean, noisy, true)
-    assert expected.agreement == pytest.approx(100 - 100 * changed / images**2)
-    assert expected.drop == pytest.approx(100 * lost / images**2)
+    assert expected.agreement == pytest.approx(100 - 100 * changed / images**2 / 4)
+    assert expected.drop == pytest.approx(100 * lost / images**2 / 4)
     unknown = expect_changes(clean, noisy, None)
     assert unknown.agreement == expected.agreement
     assert unknown.drop == pytest.approx(100 - unknown.agreement)
@@ -122,10 +122,10 @@ def test_the_expected_agreement_is_nearer_to_the_truth_than_the_count() -> None:
     draws = [(clean[i : i + 40], noisy[i : i + 40]) for i in range(0, 20_000, 40)]
     counted = np.array([count_changes(*draw, None).agreement for draw in draws])
     expected = np.array([expect_changes(*draw, None).agreement for draw in draws])
-    # The noise of one rank is not that of another image's same rank, hence a bias, which is smaller
-    # than the error of one draw.
-    assert abs(expected.mean() - truth) < 0.3
-    assert np.std(expected) < 0.6 * np.std(counted)
+    # The noise of one rank is not that of another image's same rank, and small margins are not
+    # equally frequent, hence a bias. It is smaller than the error of one draw.
+    assert abs(expected.mean() - truth) < np.std(expected)
+    assert np.std(expected) < 0.4 * np.std(counted)
 
 
 def test_further_images_reduce_the_weight_of_one_with_two_equal_logits() -> None:
