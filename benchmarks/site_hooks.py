@@ -46,9 +46,10 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Return the text of a page with links to the copies of files outside of `docs/`.
 
-    A page with outputs of commands has no table of contents beside them, so that they fit.
+    A page with outputs of commands has no table of contents beside them, so that they fit, and one
+    without sections has none that would be empty.
     """
-    if OUTPUT in markdown:
+    if OUTPUT in markdown or "\n## " not in markdown:
         page.meta["hide"] = ["toc"]
     return OUTSIDE.sub(r"\1", markdown)
 

@@ -16,6 +16,7 @@ from resdeploy.bundle.golden import Golden
 from resdeploy.bundle.manifest import Artifact, Encoding, Parity, Quality
 from resdeploy.bundle.quality import (
     ENOUGH_AGREEMENT,
+    ENOUGH_IMAGES,
     ENOUGH_SQNR_DB,
     MIN_AGREEMENT,
     NO_INT8_SHORTCUTS,
@@ -152,7 +153,7 @@ def _shows_agreement(found: Parity | Quality) -> bool:
 
     More layers in float would then gain nothing that these images show.
     """
-    return found.images >= FEW_IMAGES and found.agreement >= ENOUGH.agreement
+    return found.images >= ENOUGH_IMAGES and found.agreement >= ENOUGH.agreement
 
 
 def _has_target(record: CalibrationRecord, encoding: Encoding) -> bool:

@@ -14,6 +14,7 @@ from resdeploy.bundle.analysis import (
 from resdeploy.bundle.manifest import Encoding, Precision, graph_name, with_use
 from resdeploy.bundle.quality import (
     ENOUGH_AGREEMENT,
+    ENOUGH_IMAGES,
     ENOUGH_SQNR_DB,
     LIMITS,
     action_text,
@@ -139,16 +140,18 @@ def remedy_lines(remedy: Remedy, *, warned: bool = False) -> list[str]:
         f"another class, an action is named above {100 - ENOUGH_AGREEMENT:g} %, and the export "
         f"also warns above {100 - LIMITS[Precision.INT8].agreement:g} %."
     )
-    sqnr = f"On the golden images, the SQNR of its logits is {remedy.sqnr_db:.1f} dB"
-    limit = f"; below {ENOUGH_SQNR_DB:g} dB, an action is named."
-    is_low = remedy.sqnr_db < ENOUGH_SQNR_DB
+    enough = remedy.images >= ENOUGH_IMAGES  # their agreement decides alone
+    sqnr = f"On the golden images, the SQNR of its logits is {remedy.sqnr_db:.1f} dB" + (
+        f" (good: at least {ENOUGH_SQNR_DB:g} dB); the agreement decides."
+        if enough
+        else f"; below {ENOUGH_SQNR_DB:g} dB, an action is named."
+    )
+    is_low = remedy.sqnr_db < ENOUGH_SQNR_DB and not enough
     if not (action := action_text(remedy)):
-        sqnr += ", which is low, but the images above decide." if is_low else limit
         if warned:
             rest = "These figures need no action; the warning about this graph has its own remedy."
             return [agreement, sqnr, rest]
         return [f"No action is needed: {agreement}", sqnr]
-    sqnr += limit
     changed = round(remedy.images * (1 - remedy.agreement / 100))
     has_changed = changed > max(1.0, remedy.images * (1 - ENOUGH_AGREEMENT / 100))
     reasons = ["agreement"] * has_changed + ["SQNR"] * is_low

@@ -72,6 +72,10 @@ def test_the_copy_button_appears_with_the_pointer_or_the_keyboard(
 
 def test_outputs_of_commands_use_the_width(browser: webdriver.Chrome, site: str) -> None:
     """Lines of 110 characters fit on a screen of 1280 pixels, and short commands on a phone."""
+    with shown(browser, width=1280):
+        browser.get(f"{site}/tutorial.html")
+        scrolling = "return [...document.querySelectorAll('.scrolls')].map(box => box.textContent)"
+        assert browser.execute_script(scrolling) == []
     browser.get(f"{site}/tutorial.html")
     script = """const [code] = document.querySelectorAll('pre > code');
         code.textContent = 'x'.repeat(arguments[0]);
@@ -81,6 +85,20 @@ def test_outputs_of_commands_use_the_width(browser: webdriver.Chrome, site: str)
     with shown(browser, width=390):
         browser.get(f"{site}/int8-accuracy.html")
         assert browser.execute_script(script, len("resdeploy verify r34.bundle --data photos")) <= 0
+
+
+def test_a_page_without_sections_uses_the_width(browser: webdriver.Chrome, site: str) -> None:
+    browser.get(f"{site}/index.html")
+    script = "return document.querySelector('.md-sidebar--secondary').offsetWidth"
+    assert browser.execute_script(script) == 0
+
+
+def test_headings_have_no_empty_line_on_a_phone(browser: webdriver.Chrome, site: str) -> None:
+    """The invisible sign of a link to the heading would wrap."""
+    with shown(browser, width=390):
+        browser.get(f"{site}/tutorial.html")
+        script = "return [...document.querySelectorAll('.headerlink')].map(e => e.offsetHeight)"
+        assert set(browser.execute_script(script)) == {0}
 
 
 @pytest.mark.parametrize("media", ["screen", "print"])

@@ -42,7 +42,14 @@ EXAMPLE = Classification(
     batch=1,
     milliseconds=StageMilliseconds(decode=1.2, queue=0.1, inference=6.4),
     results=[
-        PictureClasses("cat.jpg", [Prediction(label="cat", index=3, probability=0.98)]),
+        PictureClasses(
+            "cat.jpg",
+            [
+                Prediction(label="cat", index=3, probability=0.98),
+                Prediction(label="dog", index=5, probability=0.01),
+                Prediction(label="frog", index=6, probability=0.004),
+            ],
+        ),
         PictureClasses("notes.txt", [], "the image cannot be decoded"),
     ],
 )
@@ -97,14 +104,15 @@ def _examples(url: str, models: Sequence[str], size: tuple[int, int], *, needs_t
         f"<p>This server needs a token: let the variable {TOKEN_VARIABLE} hold it. MODEL is one of "
         "the names that /v2/models lists.</p>"
     )
-    answer = msgspec.json.format(msgspec.json.encode(EXAMPLE), indent=2).decode()
+    example = msgspec.structs.replace(EXAMPLE, model=model or EXAMPLE.model)
+    answer = msgspec.json.format(msgspec.json.encode(example), indent=2).decode()
     parts = [
-        '<section class="wide"><h2>Classify a picture</h2>',
+        '<section class="wide commands"><h2>Classify a picture</h2>',
         _code(f"curl{token} -F image=@cat.jpg {classify}"),
         secret if needs_token else served if models else "",
-        "<p>A form may have several pictures; one that cannot be decoded then has an error instead "
-        "of classes. A single picture may be the body itself. Pictures in JSON, as base64, are not "
-        "accepted.</p>",
+        "<p>A form may have several pictures; one that cannot be decoded, here notes.txt, then has "
+        "an error instead of classes. A single picture may be the body itself. Pictures in JSON, "
+        "as base64, are not accepted.</p>",
         _code(
             f"curl{token} -F a=@cat.jpg -F b=@notes.txt {classify}",
             f"curl{token} --data-binary @cat.jpg {classify}",
@@ -133,13 +141,15 @@ def _reference(document: Mapping[str, Any]) -> str:
     ]
     for path, item in sorted(document["paths"].items(), key=_order):
         for method in sorted({"get", "post"} & set(item)):
-            shared = {"parameters": item["parameters"]} if "parameters" in item else {}
+            operation = item[method]
+            if "parameters" in item:
+                parameters = [*item["parameters"], *operation.get("parameters", ())]
+                operation = {**operation, "parameters": parameters}
             code = f"<code>{method.upper()} {_breakable(path)}</code>"
-            title = f"{code} {escape(item[method]['summary'])}"
-            lines.append(_entry(title, [shared, item[method]] if shared else item[method]))
+            lines.append(_entry(f"{code} {escape(operation['summary'])}", operation))
     lines.append("</section>")
     for kind, parts in document["components"].items():
-        lines.append(f'<section class="wide"><h2>{TITLES.get(kind, "Access")}</h2>')
+        lines.append(f'<section class="wide reference"><h2>{TITLES.get(kind, "Access")}</h2>')
         lines += [_entry(name, part, f"{kind}-{name}") for name, part in parts.items()]
         lines.append("</section>")
     return "\n".join(lines) + "\n"

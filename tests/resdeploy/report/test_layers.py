@@ -88,6 +88,29 @@ def test_an_action_has_the_limit_that_is_missed(
         assert line == f"Action, because of the {reason}: {action}."
 
 
+@pytest.mark.parametrize(
+    ("agreement", "sqnr_db", "options"),
+    [(100.0, 29.0, ()), (100.0, 31.0, ()), (98.0, 29.0, ("--calibrator auto",))],
+)
+def test_enough_images_decide_without_the_sqnr(
+    agreement: float, sqnr_db: float, options: tuple[str, ...]
+) -> None:
+    """The rule of `find_remedy`: from 100 judged images on, the agreement decides alone."""
+    remedy = dataclasses.replace(
+        REMEDY, images=100, agreement=agreement, sqnr_db=sqnr_db, options=options
+    )
+    _, sqnr, *action = remedy_lines(remedy)
+    assert sqnr == (
+        f"On the golden images, the SQNR of its logits is {sqnr_db} dB (good: at least 30 dB); the "
+        "agreement decides."
+    )
+    assert [line.partition(":")[0] for line in action] == (
+        ["Action, because of the agreement", "No option keeps layers of int8-cpu.onnx in float."]
+        if options
+        else []
+    )
+
+
 def test_layers_in_float_are_named_with_the_reason() -> None:
     layers = tuple(
         dataclasses.replace(layer, in_float=("cpu",) if layer.name == "bad" else ())

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import msgspec
 
-from resdeploy.runtime.serving.http.docs_page import EXAMPLE
 from resdeploy.runtime.serving.schemas import Classification
 from tests.runtime.serving.conftest import without_models
 from tests.serving_process import ServerProcess, picture
@@ -42,7 +41,25 @@ def test_the_commands_work(server: ServerProcess, image_data: Path, tmp_path: Pa
     assert body["results"][0]["predictions"] == one["results"][0]["predictions"]
     assert about["name"] == tensor["model_name"] == "tiny"
     assert tensor["outputs"][0]["shape"] == [1, 3]
-    assert msgspec.json.decode(msgspec.json.encode(EXAMPLE), type=Classification) == EXAMPLE
+
+
+def test_the_example_is_an_answer_to_the_command_with_two_files(server: ServerProcess) -> None:
+    page = server.ask("/docs").body.decode()
+    (block,) = re.findall("answer</summary><pre><code>(.*?)</code></pre>", page, re.DOTALL)
+    answer = msgspec.json.decode(text_of(block), type=Classification)
+    assert answer.model == "tiny"
+    assert [len(result.predictions) for result in answer.results] == [3, 0]
+    assert [result.image for result in answer.results] == ["cat.jpg", "notes.txt"]
+    assert "here notes.txt" in text_of(page)
+
+
+def test_operations_are_objects_with_their_parameters(server: ServerProcess) -> None:
+    """Parameters of a path, of which several operations have the same, are told with each."""
+    page = server.ask("/docs").body.decode().replace("<wbr>", "")
+    pattern = "<code>POST /v2/models/{model}/infer</code>.*?<pre><code>(.*?)</code></pre>"
+    found = re.search(pattern, page, re.DOTALL)
+    assert found
+    assert {"$ref": "#/components/parameters/Model"} in json.loads(text_of(found[1]))["parameters"]
 
 
 def test_the_commands_use_the_address_of_the_request(server: ServerProcess) -> None:

@@ -88,12 +88,13 @@ def test_several_pictures_are_classified(
     paths = [image_data / "val" / "red" / "000.png", broken, image_data / "val/blue/000.png"]
     element(page, "file").send_keys("\n".join(map(str, paths)))
     until(page, lambda: len(captions(page)) == 3)
-    assert captions(page)[1] == "not classified\ncat.png"
+    assert captions(page)[1] == "invalid file\ncat.png"
+    assert element(page, "failed").text == "1 of 3 not classified"
     first, second, third = page.find_elements(By.CSS_SELECTOR, "#pictures button")
     assert marked(page) == [third]
     second.click()
     assert marked(page) == [second]
-    assert "cannot be decoded" in element(page, "error").text
+    assert element(page, "error").text.startswith("cat.png: The image cannot be decoded")
     first.click()
     assert marked(page) == [first]
     assert not element(page, "error").is_displayed()
@@ -151,8 +152,11 @@ def test_print_shows_the_bars_and_no_buttons(page: webdriver.Chrome, image_data:
         for selector in (".track span", "#stack span", "#times i"):
             (bar, *_) = page.find_elements(By.CSS_SELECTOR, selector)
             assert bar.value_of_css_property("print-color-adjust") == "exact"
-        for section in page.find_elements(By.TAG_NAME, "section"):
-            assert section.value_of_css_property("break-inside") == "avoid"
+        for part in page.find_elements(By.CSS_SELECTOR, "li, .stages"):
+            assert part.value_of_css_property("break-inside") == "avoid"
+        tops = {element(page, name).rect["y"] for name in ("picture-title", "result-title")}
+        assert len(tops) == 1  # picture and classes share a page
+        assert not page.find_element(By.CSS_SELECTOR, ".plots").is_displayed()
     finally:
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
@@ -183,12 +187,15 @@ def test_warnings_of_the_bundle_are_shown(
         assert element(browser, "latencies-top").text == "no requests yet"
 
 
-def test_an_invalid_picture_shows_an_error(page: webdriver.Chrome, tmp_path: Path) -> None:
-    path = tmp_path / "cat.png"
+@pytest.mark.parametrize("name", ["cat.png", "cat.txt", "cat.pdf"])
+def test_an_invalid_picture_shows_an_error(
+    page: webdriver.Chrome, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
     path.write_text("no picture")
     element(page, "file").send_keys(str(path))
     until(page, lambda: element(page, "error").is_displayed())
-    assert "The image cannot be decoded" in element(page, "error").text
+    assert element(page, "error").text.startswith(f"{name}: The image cannot be decoded")
     assert element(page, "error").get_attribute("role") == "alert"
     until(page, lambda: element(page, "undecoded").get_attribute("textContent"))
     assert not element(page, "preview").is_displayed()
@@ -196,7 +203,7 @@ def test_an_invalid_picture_shows_an_error(page: webdriver.Chrome, tmp_path: Pat
     page.execute_script(
         "byId('error').hidden = true"
     )  # the server decodes what this browser cannot
-    assert element(page, "undecoded").text == "cat.png cannot be shown"
+    assert element(page, "undecoded").text == f"{name} cannot be shown"
 
 
 def test_a_frame_of_the_camera_is_classified(page: webdriver.Chrome) -> None:
@@ -231,7 +238,7 @@ def test_the_plots_show_the_statistics(page: webdriver.Chrome, image_data: Path)
     classify(page, image_data / "val" / "red" / "000.png")
     until(page, lambda: ", maximum " in element(page, "latency").text)  # of few requests
     # The median and the maximum beside the heading are of the last seconds, the plot of minutes.
-    assert "Latency, last 10 s" in page.find_element(By.TAG_NAME, "body").text
+    assert "Server latency, last 10 s" in page.find_element(By.TAG_NAME, "body").text
     assert element(page, "rates-top").text.startswith("top of the plot: ")
     assert element(page, "latencies-top").text.startswith("top of the plot: ")
     page.execute_script(
