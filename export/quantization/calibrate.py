@@ -87,8 +87,8 @@ def calibrate(
     learned = _learned_recipes(model, source, in_float)
     paths = draw(source.pools.calibration, seed)
     calibrators = calibrators_named(calibrator)
-    size, scores = source.preprocessing.image_size, len(calibrators) > 1 or reserve
-    wanted_scoring = scoring_images(len(paths), size) if scores else 0
+    scorable = scoring_images(len(paths), source.preprocessing.image_size)
+    wanted_scoring = scorable if len(calibrators) > 1 or reserve else 0
     image_set = CalibrationImages(
         source.preprocessing,
         wanted=images + wanted_scoring,

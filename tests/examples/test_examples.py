@@ -28,14 +28,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def run_script(name: str, *arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        code: int | str = 0
+        code = 0
         try:
             runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
         except SystemExit as exit_of_script:
-            code = exit_of_script.code or 0
-            if isinstance(code, str):  # as Python does with a text
-                print(code)
-                code = 1
+            message = exit_of_script.code or 0
+            code = message if isinstance(message, int) else 1
+            if message and code is not message:  # Python prints a text
+                print(message)
         return code, capsys.readouterr().out
 
     return run_script
