@@ -18,6 +18,7 @@ from resdeploy.bundle.quality import (
     ENOUGH_AGREEMENT,
     ENOUGH_IMAGES,
     ENOUGH_SQNR_DB,
+    IN_FLOAT,
     MIN_AGREEMENT,
     NO_INT8_SHORTCUTS,
     QAT,
@@ -118,7 +119,7 @@ def find_remedy(
         layer for layer in layers_of(model, recipe.encoding) if not layer.nodes <= recipe.in_float
     ]
     if recipe.encoding is Encoding.DLA or not layers:  # the DLA's graph keeps no layer in float
-        return replace(remedy, options=(*options, *retraining))
+        return replace(remedy, options=(*options, *retraining) or (IN_FLOAT,))
     weights = recipe.weights(model)
     simulator = _Simulator(model, recipe, artifact, golden, weights, len(layers))
     mixture = None

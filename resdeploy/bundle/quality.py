@@ -246,7 +246,7 @@ def action_text(remedy: Remedy) -> str:
     """Return what a remedy asks for, without a full stop; empty if the graph needs no action."""
     if not remedy.options and remedy.mixture is None:
         return ""
-    exported = [option for option in remedy.options if option != QAT]
+    exported = [option for option in remedy.options if option not in (QAT, IN_FLOAT)]
     added = [option for option in exported if not option.startswith("no ")]
     left_out = [option.removeprefix("no ") for option in exported if option.startswith("no ")]
     words = [f"with {' '.join(added)}"] if added else []

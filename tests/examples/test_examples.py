@@ -32,10 +32,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         try:
             runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
         except SystemExit as exit_of_script:
-            message = exit_of_script.code or 0
-            code = message if isinstance(message, int) else 1
-            if message and code is not message:  # Python prints a text
-                print(message)
+            if isinstance(text := exit_of_script.code, str):
+                print(text)  # as Python does
+            code = text if isinstance(text, int) else int(text is not None)
         return code, capsys.readouterr().out
 
     return run_script

@@ -200,6 +200,10 @@ def test_the_dla_keeps_no_layer_in_float(tiny_bundle: Bundle) -> None:
     remedy = remedy_of(tiny_bundle, recipe)
     assert (remedy.options, remedy.mixture) == ((QAT,), None)
     assert "No option keeps layers of int8-dla.onnx in float." in remedy_lines(remedy)
+    learned = remedy_of(tiny_bundle, dataclasses.replace(recipe, calibrator=LEARNED))
+    text = " ".join(remedy_lines(learned))
+    assert "use a graph in float" in text
+    assert "No action is needed" not in text
 
 
 def test_int8_shortcuts_are_the_first_suspect(
