@@ -212,10 +212,16 @@ def _golden_check(result: Verification) -> Table:
         if any(line.rule is Rule.BIT_EXACT for line in result.results)
         else ""
     )
+    fixed = {
+        line.precision.upper(): line.golden_limit_db
+        for line in result.results
+        if line.encoding is Encoding.FLOAT
+    }
+    limits = "".join(f"{limit:g} dB for {name}; " for name, limit in fixed.items())
     return Table(
         caption=f"Arithmetic of this machine on {golden.described}. The bundle stores these images "
-        f"with the logits of {golden.reference_name}; the limit for INT8 is the SQNR of the same "
-        f"graph at the export less 3 dB, and at least 3 dB.{exact}{words}",
+        f"with the logits of {golden.reference_name}. Limits: {limits}for INT8, 3 dB below the "
+        f"SQNR of the same graph at the export, but never below 3 dB.{exact}{words}",
         head=("graph", "backend", *(("verdict", "agreement") if judges else ()), "SQNR and limit"),
         rows=rows,
     )

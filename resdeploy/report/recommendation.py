@@ -167,8 +167,8 @@ def _answer(line: ArtifactResult, images: int, warnings: Sequence[ExportWarning]
     if not says_deviation(warnings, graph_name(line.precision, line.encoding)):
         return ""
     return (
-        f" (with this backend, {images:,} labelled images answer the warning above, because they "
-        "measure the accuracy itself)"
+        f" (with this backend, {images:,} labelled images answer the warning about it, because "
+        "they measure the accuracy itself)"
     )
 
 
