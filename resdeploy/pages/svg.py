@@ -131,13 +131,15 @@ def intervals(
     values = [value for row in rows for value in row[1:4]] + list(marks)
     x_scale = axis_scale(values, LEFT, RIGHT, logarithmic=logarithmic)
     bottom = len(rows) * ROW + 2
-    parts = [
-        _line(x_scale(mark), 0, x_scale(mark), bottom, f"mark{number}")
-        for number, mark in enumerate(marks)
-    ]
+    parts = []
     for index, (label, low, value, high) in enumerate(rows):
         top, y = index * ROW, index * ROW + 26
         parts.append(_text(LEFT, top + 13, _shortened(label)))
+        label_end = LEFT + (len(_shortened(label)) + 1) * LETTER * 100 / NARROWEST
+        for number, mark in enumerate(marks):
+            x = x_scale(mark)
+            start = top if x > label_end else y - 9  # below the label
+            parts.append(_line(x, start, x, top + ROW - 1, f"mark{number}"))
         parts.append(_line(x_scale(low), y, x_scale(high), y, "whisker"))
         parts.append(_mark(x_scale(value), y, "dot", 0))
     numbers = "; ".join(

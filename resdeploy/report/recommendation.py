@@ -117,6 +117,11 @@ def _of_verification(
     matching = [result for result in benchmarks if _same_bundle(result, verification)]
     timings = matching[0].results if matching else ()
     measured = [timing for timing in timings if _pair(timing) in pairs]
+    notes |= {
+        pair: " (the reference)"
+        for pair, line in pairs.items()
+        if line.verdict is Verdict.REPRODUCED
+    }
     untimed = [pair + notes[pair] for pair in pairs if pair not in map(_pair, measured)]
     if not measured:
         return Recommendation(

@@ -118,6 +118,10 @@ def test_a_standing_warning_about_an_offered_file_is_explained(verification: Ver
     inputs = ReportInputs(verifications=[judged])
     explained = "int8-cpu.onnx with openvino (with this backend, 24 labelled images answer the "
     assert explained in make_page(inputs).recommendation
+    # FP32 on ONNX Runtime is what the others are compared with.
+    reference = replace(lines[1], backend="onnxruntime-cpu", verdict=Verdict.REPRODUCED)
+    inputs.verifications = [replace(judged, results=(reference, lines[1]))]
+    assert "onnxruntime-cpu (the reference) and int8-cpu" in make_page(inputs).recommendation
     inputs.verifications = [replace(judged, warnings=())]
     assert explained not in make_page(inputs).recommendation
 
