@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 MAX_IMAGES = 10_000_000  # the largest result of `fewest_images`
 RESAMPLES = 2000  # number of resamples of each bootstrap
+# OpenVINO's logits are not bit-exact and it starts more slowly; less gain is not worth that.
+MIN_GAIN = 1.03  # smallest ratio of latencies for which another engine replaces the usual one
 FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.integer]
 BoolArray = npt.NDArray[np.bool_]

@@ -8,6 +8,7 @@ from typing import Any
 
 from resdeploy.bundle.bundle import ANALYSIS, Bundle
 from resdeploy.bundle.manifest import Artifact, Encoding, Precision, QualityOrigin
+from resdeploy.bundle.quality import export_figures
 from resdeploy.json_documents import decode, parse
 
 SCHEMA = "resdeploy.analysis/3"
@@ -109,12 +110,16 @@ class Analysis:
 
 
 def worst_int8(artifacts: Iterable[Artifact]) -> Artifact | None:
-    """Return the INT8 graph with the lowest agreement, then the lowest SQNR; None without INT8."""
-    return min(
-        (artifact for artifact in artifacts if artifact.precision is Precision.INT8),
-        key=lambda artifact: (artifact.parity.agreement, artifact.parity.sqnr_db),
-        default=None,
+    """Return the INT8 graph with the lowest agreement, then the lowest SQNR; None without INT8.
+
+    The figures are those of the images that judged the graphs, or else of the golden images.
+    """
+    int8 = [artifact for artifact in artifacts if artifact.precision is Precision.INT8]
+    figures = [(export_figures(artifact)[0], artifact) for artifact in int8]
+    _, worst = min(
+        figures, key=lambda pair: (pair[0].agreement, pair[0].sqnr_db), default=(None, None)
     )
+    return worst
 
 
 def read_analysis(bundle: Bundle) -> Analysis | None:

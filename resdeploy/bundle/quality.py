@@ -53,6 +53,7 @@ MIN_AGREEMENT = f"--min-agreement {ENOUGH_AGREEMENT:g}"
 NO_INT8_SHORTCUTS = "no --int8-shortcuts"
 QAT = "train --qat"
 IN_FLOAT = "use a graph in float"
+DEVIATES = "deviates from FP32"
 NO_BETTER = "no better than always predicting one class"
 TRAIN_AGAIN = f"train again, because the network is {NO_BETTER}"
 _MACHINES = {Encoding.TENSORRT: "GPU", Encoding.DLA: "DLA"}
@@ -82,7 +83,7 @@ def quality_warnings(manifest: Manifest, remedy: Remedy | None = None) -> list[E
         for found, below in figures:
             if below and artifact.name not in doubts:
                 images = _images(found, manifest)
-                doubts[artifact.name] = f"deviates from FP32 on {images}: {'; '.join(below)}"
+                doubts[artifact.name] = f"{DEVIATES} on {images}: {'; '.join(below)}"
     return _few_images(manifest) + [
         ExportWarning(
             message=f"{with_use(artifact.name, artifact.encoding)} {doubts[artifact.name]}",
@@ -106,6 +107,11 @@ def relevant_warnings(manifest: Manifest, artifacts: Collection[str]) -> tuple[E
 def shows_no_learning(warnings: Iterable[ExportWarning]) -> bool:
     """Return True if a warning says that the network has learned nothing."""
     return any(NO_BETTER in warning.message for warning in warnings)
+
+
+def says_deviation(warnings: Iterable[ExportWarning], graph: str) -> bool:
+    """Return True if a warning says that this graph deviates from FP32."""
+    return any(DEVIATES in warning.message and graph in warning.artifacts for warning in warnings)
 
 
 def open_warnings(

@@ -135,8 +135,11 @@ def intervals(
     for index, (label, low, value, high) in enumerate(rows):
         top, y = index * ROW, index * ROW + 26
         parts.append(_text(LEFT, top + 13, _shortened(label)))
+        label_end = LEFT + (len(_shortened(label)) + 1) * LETTER * 100 / NARROWEST
         for number, mark in enumerate(marks):
-            parts.append(_line(x_scale(mark), y - 9, x_scale(mark), y + 9, f"mark{number}"))
+            x = x_scale(mark)
+            start = top if x > label_end else y - 9  # below the label
+            parts.append(_line(x, start, x, top + ROW - 1, f"mark{number}"))
         parts.append(_line(x_scale(low), y, x_scale(high), y, "whisker"))
         parts.append(_mark(x_scale(value), y, "dot", 0))
     numbers = "; ".join(
@@ -174,10 +177,12 @@ def scatter(
     ends = [*((p.x, p.y) for p in points), *(end for line in lines for end in line.points)]
     xs, ys = ([value for value in values if math.isfinite(value)] for values in zip(*ends))
     x_scale = axis_scale(xs, GUTTER, RIGHT, logarithmic=logarithmic)
+    if whole_x:  # no tick before the first number
+        x_scale = replace(x_scale, low=max(x_scale.low, min(xs) - 0.5))
     heights, y_logarithmic = [min(y, y_max) for y in ys], logarithmic or y_logarithmic
     y_scale = axis_scale(heights, PLOT_HEIGHT, 24, logarithmic=y_logarithmic)
     y_scale = replace(y_scale, high=min(y_scale.high, y_max))
-    parts = [_text(LEFT, 12, y_label, "start", "dim")]
+    parts = [_text(GUTTER, 12, y_label, "start", "dim")]
     parts += _axis(x_scale, PLOT_HEIGHT, x_label, whole=whole_x)
     free = math.inf
     for value in y_scale.ticks():

@@ -35,6 +35,7 @@ def to_html(page: Page) -> bytes:
     )
     environment.filters["unbroken"] = lambda words: _whole_options(_unbroken(words))
     environment.filters["whole_options"] = _whole_options
+    environment.filters["whole_names"] = _whole_names
     text = environment.get_template(TEMPLATE).render(page=readable_texts(page))
     return readable(text, keep="\n\t").encode()
 
@@ -50,6 +51,26 @@ def _whole_options(text: str) -> Markup:
     return Markup(re.sub(pattern, r'<span class="option">\g<0></span>', str(escape(text))))
 
 
+def _whole_names(text: str) -> Markup:
+    """Return a cell in which no line ends within a short name with hyphens, such as `int8-cpu`."""
+    from markupsafe import Markup, escape  # of Jinja
+
+    pattern = r"(?<![\w<-])[a-z0-9]+(-[a-z0-9]+)+(?![\w>=-])"
+    return Markup(
+        re.sub(
+            pattern,
+            lambda name: f'<span class="whole">{name[0]}</span>' if len(name[0]) < 20 else name[0],
+            str(escape(text)),
+        )
+    )
+
+
 def _unbroken(text: str) -> str:
-    """Return text in which no line ends between a number and its unit, or the sign before it."""
-    return re.sub(r"(?<=\d) (?=(%|dB|ms|s|[kMG]i?B|points?)(\W|$))|(?<=<) (?=\d)", "\u00a0", text)
+    """Return text in which no line ends within an interval or before a unit, and true minus signs.
+
+    A sign before a number stays with it, too.
+    """
+    text = re.sub(r"(?<![\w.-])-(?=\d)", "\u2212", text)
+    units = r"(%|dB|ms|s|[kMG]i?B|points?|cores?)(\W|$)"
+    text = re.sub(rf"(?<=\d) (?={units})|(?<=<) (?=\d)", "\u00a0", text)
+    return re.sub(r"(?<=\d) to (?=[+\u2212]?\d)", "\u00a0to\u00a0", text)

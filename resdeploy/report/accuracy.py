@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from resdeploy.bundle.manifest import Encoding, graph_name, with_use
 from resdeploy.images.formats import unread_lines
 from resdeploy.pages.blocks import Block, Figure, Section, Table, Text
@@ -73,16 +75,17 @@ def decision_sentence(result: Verification) -> str:
 def verification_summary(result: Verification) -> str:
     """Return one sentence with the outcome of a verification."""
     failed, undecided = (
-        [f"{_with_use(line)} on {line.backend}" for line in result.results if line.verdict is found]
+        _by_backend([line for line in result.results if line.verdict is found])
         for found in (Verdict.FAIL, Verdict.INCONCLUSIVE)
     )
     images = f"{result.images:,} labelled images"
     if result.max_drop is None:
         images = result.golden.described
     if failed:
-        return f"Verification failed on {images}: {', '.join(failed)}."
+        rest = f"; they do not decide about {undecided}" if undecided else ""
+        return f"Verification failed on {images}: {failed}{rest}."
     if undecided:
-        return f"{capitalised(images)} do not decide about {', '.join(undecided)}."
+        return f"{capitalised(images)} do not decide about {undecided}."
     if result.max_drop is None:
         return (
             f"This machine computes what the export computed ({images}). That says nothing about "
@@ -96,6 +99,15 @@ def verification_summary(result: Verification) -> str:
         f"No graph is more than {bound:.2f} points less accurate than FP32 (95 % confidence, "
         f"{images}); {limit}."
     )
+
+
+def _by_backend(lines: Sequence[ArtifactResult]) -> str:
+    """Return the graphs of each backend in words; empty without lines."""
+    graphs: dict[str, list[str]] = {}
+    for line in lines:
+        graphs.setdefault(line.backend, []).append(_graph(line))
+    found = [f"{joined(names)} with {backend}" for backend, names in graphs.items()]
+    return joined(found) if found else ""
 
 
 def verification_section(result: Verification) -> Section:
@@ -200,10 +212,16 @@ def _golden_check(result: Verification) -> Table:
         if any(line.rule is Rule.BIT_EXACT for line in result.results)
         else ""
     )
+    fixed = {
+        line.precision.upper(): line.golden_limit_db
+        for line in result.results
+        if line.encoding is Encoding.FLOAT
+    }
+    limits = "".join(f"{limit:g} dB for {name}; " for name, limit in fixed.items())
     return Table(
         caption=f"Arithmetic of this machine on {golden.described}. The bundle stores these images "
-        f"with the logits of {golden.reference_name}; the limit for INT8 is the SQNR of the same "
-        f"graph at the export less 3 dB, and at least 3 dB.{exact}{words}",
+        f"with the logits of {golden.reference_name}. Limits: {limits}for INT8, 3 dB below the "
+        f"SQNR of the same graph at the export, but never below 3 dB.{exact}{words}",
         head=("graph", "backend", *(("verdict", "agreement") if judges else ()), "SQNR and limit"),
         rows=rows,
     )

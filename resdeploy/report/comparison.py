@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.images.formats import unread_lines
 from resdeploy.pages.blocks import Block, Facts, Figure, Section, Table, Text
 from resdeploy.pages.svg import intervals
+from resdeploy.report.graphs import USES
 from resdeploy.result_files.comparison import (
     AccuracyChange,
     Comparison,
@@ -48,7 +50,7 @@ def comparison_section(result: Comparison) -> Section:
         *_paragraph(_image_notes(result)),
         *_drops(result),
         *_latency(result),
-        *_paragraph(_time_notes(result)),
+        *_paragraph([*_open_time_notes(result), *_untimed_notes(result)]),
         *_slowdowns(result),
     ]
     if differences := _differences(result):
@@ -162,9 +164,8 @@ def _accuracy(result: Comparison) -> list[Table]:
         f"The verdict is {'pass' if by_labels else 'reproduced'} if both bounds are at most "
         f"{result.max_drop:g}, the limit; it is fail if both are above the limit, or if the drop "
         "is above the limit and both bounds are above 0; otherwise it is inconclusive. Images to "
-        "decide: an estimate, if predictions change as often as on these; none: the drop is about "
-        "the limit. Equal logits, and FP32 graphs of the same weights of which no prediction "
-        "differs, need no images."
+        "decide: an estimate for an inconclusive verdict, if predictions change as often as on "
+        "these; none: the drop is about the limit."
     )
     return [Table(caption=caption, head=head, rows=tuple(rows))]
 
@@ -189,7 +190,7 @@ def _latency(result: Comparison) -> list[Table]:
     first = result.latency[0]
     interval = f"{100 * first.confidence:.0f} % interval"
     head = (
-        "graph", "contender", "verdict", "slowdown", interval, "first", "second", "batch",
+        "graph", "backend", "verdict", "slowdown", interval, "first", "second", "batch",
         "threads",
     )  # fmt: skip
     words = ""
@@ -205,12 +206,18 @@ def _latency(result: Comparison) -> list[Table]:
             "examined several times during the measurement."
         )
     caption = (
-        "Median latency of both. The slowdown is that of the second, with its "
-        f"{interval} in %.{words} The verdict is pass if the whole interval is at most "
+        f"Median latency of both{_measured_time(result)}. The slowdown is that of the second, "
+        f"with its {interval} in %.{words} The verdict is pass if the whole interval is at most "
         f"{result.max_slowdown:g} %, the limit; it is fail if the whole interval is above the "
         "limit; otherwise it is inconclusive."
     )
     return [Table(caption=caption, head=head, rows=tuple(rows))]
+
+
+def _measured_time(result: Comparison) -> str:
+    """Return a clause about the time of the measurements, if all took equally long."""
+    times = {_measured(line).removeprefix("after ") for line in result.latency}
+    return f", measured for {times.pop()}" if len(times) == 1 else ""
 
 
 def _drops(result: Comparison) -> list[Figure]:
@@ -244,8 +251,9 @@ def _intervals(
 
 
 def _differences(result: Comparison) -> list[tuple[str, str]]:
-    """Return the layers, calibrators and graphs that only one side has, by their place."""
-    differences = [
+    """Return the differences of the exports, and the layers, calibrators and graphs of one side."""
+    differences = [(c.name, f"from {c.first} to {c.second}") for c in result.exports]
+    differences += [
         (f"{graph_name('int8', change.encoding)}.onnx", _layers(change)) for change in result.layers
     ]
     sides = ((result.first, result.missing), (result.second, result.added))
@@ -261,6 +269,24 @@ def _time_notes(result: Comparison) -> list[str]:
         (f"{line.contender} {line.graph} {_measured(line)}", _times(line))
         for line in result.latency
     )
+
+
+def _open_time_notes(result: Comparison) -> list[str]:
+    """Return the notes about latencies that are not decided."""
+    lines = tuple(line for line in result.latency if line.verdict is Verdict.INCONCLUSIVE)
+    return _time_notes(replace(result, latency=lines))
+
+
+def _untimed_notes(result: Comparison) -> list[str]:
+    """Return a note about each INT8 graph that another one replaces on this machine."""
+    timed = {line.graph for line in result.latency}
+    untimed = {line.artifact for line in result.accuracy} - timed
+    is_timed = any(graph.startswith("int8") for graph in timed)
+    return [
+        f"{graph} is made for {USES[graph]}, and is not timed here"
+        for graph in sorted(untimed)
+        if is_timed and graph.startswith("int8")
+    ]
 
 
 def _joined(outcomes: Iterable[tuple[str, str]]) -> list[str]:
@@ -280,7 +306,7 @@ def _bounds(line: AccuracyChange) -> str:
 
 
 def _images_to_decide(line: AccuracyChange) -> str:
-    if line.drop_low == line.drop_high:
+    if line.verdict is not Verdict.INCONCLUSIVE:
         return NONE
     return "none" if line.images_to_decide is None else f"{line.images_to_decide:,}"
 

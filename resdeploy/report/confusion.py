@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from resdeploy.pages.blocks import MAX_MATRIX_CLASSES, Block, Matrix, Table
+from resdeploy.tables import plural
 
 MAX_CONFUSED_PAIRS = 10
 
@@ -46,7 +47,8 @@ def confusion_blocks(
     if rows:
         blocks.append(
             Table(
-                caption="Most frequent errors: number of images.",
+                caption="Most frequent errors: number of images."
+                + equal_pairs_text([tables[0][pair] for pair in errors]),
                 head=("true class", "predicted class", *counts),
                 rows=rows,
                 names=frozenset([0, 1]),
@@ -54,6 +56,17 @@ def confusion_blocks(
             )
         )
     return blocks
+
+
+def equal_pairs_text(counts: Sequence[int]) -> str:
+    """Return a sentence if pairs that the table leaves out have as many images as its last one."""
+    ordered = sorted(counts, reverse=True)
+    if len(ordered) <= MAX_CONFUSED_PAIRS:
+        return ""
+    last = ordered[MAX_CONFUSED_PAIRS - 1]
+    others = ordered[MAX_CONFUSED_PAIRS:].count(last)
+    verb = "has" if others == 1 else "have"
+    return f" {plural(others, 'other pair')} also {verb} {plural(last, 'image')}." if others else ""
 
 
 def _label(labels: Sequence[str], index: int) -> str:

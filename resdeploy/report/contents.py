@@ -135,7 +135,7 @@ def _batch_norms(shift: BatchNormShift) -> tuple[Block, ...]:
             "differs most from that in training. Mean: distance in recorded standard deviations; "
             "variance: factor. Both are medians over the channels. The limits above are for the "
             f"median of all {len(shift.norms)} means and for the variance at the first batch norm "
-            "in the network, not for single ones.",
+            "in the network. A large figure of a single one needs no action if they hold.",
             head=("batch norm", "mean", "variance"),
             rows=tuple(
                 (norm.name, two_digits(norm.mean_shift), variance_factor(norm.variance_octaves))
@@ -202,7 +202,7 @@ def _scores(record: CalibrationRecord, encoding: Encoding, *, explained: bool) -
             (
                 score.calibrator,
                 f"{score.merit[0]:.1f}",
-                percentage(score.agreement),
+                percentage(score.agreement, 2),
                 f"{score.sqnr_db:.1f} dB",
                 f"{score.sqnr_db_p5:.1f} dB",
                 two_digits(score.divergence),

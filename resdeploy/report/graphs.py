@@ -90,7 +90,7 @@ def _files(manifest: Manifest, record: CalibrationRecord | None) -> Table:
         caption += (
             " Latency: median for one image in ONNX Runtime on all cores of the CPU of the export, "
             "a short measurement during the export, which other programs can make several times "
-            "too long (`resdeploy bench` is precise); graphs for other machines are not timed."
+            "too long (resdeploy bench is precise); graphs for other machines are not timed."
         )
     return Table(
         caption=f"{caption} INT8 layers: convolutions that compute in INT8.",
@@ -157,7 +157,7 @@ def _golden_images(manifest: Manifest, *, explained: bool) -> Table:
         rows=tuple(
             (
                 artifact.file,
-                percentage(artifact.parity.agreement),
+                percentage(artifact.parity.agreement, 2),
                 f"{artifact.parity.sqnr_db:.1f} dB",
                 f"{artifact.parity.sqnr_db_p5:.1f} dB",
                 two_digits(artifact.parity.max_error),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
 
 from resdeploy.benchmark_process.roofline import (
     ABOVE_LIMIT,
@@ -16,14 +19,16 @@ from resdeploy.bundle.operation_counts import WorkTotals
 from resdeploy.images.preprocessing import size_text
 from resdeploy.pages.blocks import Block, Figure, Section, Table, Text
 from resdeploy.pages.svg import PlotLine, PlotPoint, bands, intervals, scatter
-from resdeploy.result_files.benchmark import Benchmark, Timing
+from resdeploy.result_files.benchmark import WIDE_INTERVALS, Benchmark, Timing
+from resdeploy.statistics import repeated_ratio_interval
 from resdeploy.tables import NONE, capitalised, factor, percentage, plural
+
+FEWEST_ROUNDS = 5  # with fewer, all rounds favour one of two equal contenders by chance too often
 
 
 def benchmark_summary(result: Benchmark) -> str:
-    """Return the contender with the most images per second, its speed-up, and its interval."""
-    fastest = max(result.results, key=lambda timing: timing.images_per_second)
-    is_surely = possibly_fastest(result.results) == [fastest]
+    """Return the contender with the smallest latency, its speed-up, and its interval."""
+    fastest, rivals = rank(result.results, result.environment.runs)
     gain = ""
     if fastest.speedup is not None:
         gain = (
@@ -31,23 +36,42 @@ def benchmark_summary(result: Benchmark) -> str:
             f"{factor(fastest.speedup_low or 0.0)} to {factor(fastest.speedup_high or 0.0)})"
         )
     graph = graph_name(fastest.precision, fastest.encoding)
-    which = "The fastest contender is" if is_surely else "Most images per second:"
-    is_noisy = any((t.speedup_high or 0.0) > 2 * (t.speedup_low or 0.0) for t in result.results)
+    which = "Smallest latency, though not with certainty:" if rivals else "The fastest contender is"
     noise = " An interval is wider than a factor of 2, so measure again on an idle machine."
     return (
         f"{which} {fastest.contender} with {graph}: {fastest.p50_ms:.2f} ms"
         f"{gain}; batch {fastest.batch}, {plural(fastest.threads, 'thread')}."
-        f"{noise if is_noisy else ''}"
+        f"{noise if _is_noisy(result) else ''}"
     )
 
 
-def possibly_fastest(timings: Sequence[Timing]) -> list[Timing]:
-    """Return those whose speed-up is not below the 95 % interval of another one's.
+def rank(timings: Sequence[Timing], runs: Sequence[int]) -> tuple[Timing, list[Timing]]:
+    """Return the fastest contender, and those that are not known to be slower.
 
-    Without intervals, none is known to be slower.
+    Contenders are compared by the ratios of their times in the same rounds; where these do not
+    decide, the one with the smaller median is faster. `runs` has the number of rounds in each run.
     """
-    highest = max(timing.speedup_low or 0.0 for timing in timings)
-    return [t for t in timings if t.speedup_high is None or t.speedup_high >= highest]
+    fastest = min(timings, key=lambda timing: timing.p50_ms)
+    for timing in timings:
+        if _is_faster(timing, fastest, runs):
+            fastest = timing
+    others = (timing for timing in timings if timing is not fastest)
+    return fastest, [timing for timing in others if not _is_faster(fastest, timing, runs)]
+
+
+def _is_faster(first: Timing, second: Timing, runs: Sequence[int]) -> bool:
+    """Return True if the first is faster with 95 % confidence."""
+    rounds = len(first.round_ms)
+    if rounds < FEWEST_ROUNDS or rounds != len(second.round_ms):
+        return False
+    ends = list(accumulate(runs))[:-1] if sum(runs) == rounds else []
+    times = [np.split(np.array(timing.round_ms), ends) for timing in (second, first)]
+    slow, fast = ([run for run in found if len(run)] for found in times)
+    return repeated_ratio_interval(slow, fast)[1] > 1
+
+
+def _is_noisy(result: Benchmark) -> bool:
+    return any((t.speedup_high or 0.0) > 2 * (t.speedup_low or 0.0) for t in result.results)
 
 
 def benchmark_section(result: Benchmark, *, alone: bool = True) -> Section:
@@ -68,7 +92,11 @@ def benchmark_section(result: Benchmark, *, alone: bool = True) -> Section:
         blocks.append(_stages(result))
     if result.work and result.ceilings:
         blocks += _roofline(result, result.work, result.ceilings)
-    blocks += [Text(text=f"Notice: {notice}.") for notice in result.notices]
+    blocks += [
+        Text(text=f"Notice: {notice}.")
+        for notice in result.notices
+        if not (_is_noisy(result) and notice.startswith(WIDE_INTERVALS))  # the summary says it
+    ]
     title = f"Speed: {network}, {mode}, batch {first.batch}, {threads}"
     return Section(title="Speed" if alone else title, blocks=tuple(blocks))
 
@@ -87,7 +115,7 @@ def _spread(timings: list[Timing]) -> Figure:
 
 
 def _times(result: Benchmark) -> Table:
-    fastest = max(range(len(result.results)), key=lambda i: result.results[i].images_per_second)
+    fastest, _ = rank(result.results, result.environment.runs)
     rows = tuple(
         (
             contender_label(t),
@@ -116,7 +144,7 @@ def _times(result: Benchmark) -> Table:
             "p99 in ms",
         ),
         rows=rows,
-        highlighted=frozenset([fastest]),
+        highlighted=frozenset([result.results.index(fastest)]),
     )
 
 

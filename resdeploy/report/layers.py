@@ -136,15 +136,15 @@ def remedy_lines(remedy: Remedy, *, warned: bool = False) -> list[str]:
     step = f" (one image is {percentage(100 / remedy.images)})" if remedy.agreement < 100 else ""
     agreement = (
         f"{with_use(graph, remedy.encoding)} predicts the class of FP32 for "
-        f"{percentage(remedy.agreement)} of {images}{step}. If at least two of them have "
-        f"another class, an action is named above {100 - ENOUGH_AGREEMENT:g} %, and the export "
-        f"also warns above {100 - LIMITS[Precision.INT8].agreement:g} %."
+        f"{percentage(remedy.agreement)} of {images}{step}. An action is recommended if more than "
+        f"{100 - ENOUGH_AGREEMENT:g} % of them, and at least two, have another class; the export "
+        f"warns above {100 - LIMITS[Precision.INT8].agreement:g} %."
     )
     enough = remedy.images >= ENOUGH_IMAGES  # their agreement decides alone
     sqnr = f"On the golden images, the SQNR of its logits is {remedy.sqnr_db:.1f} dB" + (
         f" (good: at least {ENOUGH_SQNR_DB:g} dB); the agreement decides."
         if enough
-        else f"; below {ENOUGH_SQNR_DB:g} dB, an action is named."
+        else f"; below {ENOUGH_SQNR_DB:g} dB, an action is recommended."
     )
     is_low = remedy.sqnr_db < ENOUGH_SQNR_DB and not enough
     if not (action := action_text(remedy)):
@@ -171,7 +171,8 @@ def remedy_lines(remedy: Remedy, *, warned: bool = False) -> list[str]:
             else f"{_missed_limit(mixture)}, so layers in float alone may not be enough."
         )
     )
-    cost = f"Cost: {percentage(mixture.float_share_percent)} of the convolutions' products in float"
+    share = percentage(mixture.float_share_percent)
+    cost = f"Cost: {share} of the multiply-accumulates in float"
     return [*lines, f"{cost}{_latency_change(mixture)}."]
 
 
@@ -202,8 +203,8 @@ def _noise(graph: str, layers: Sequence[LayerCost]) -> Figure:
             description=f"Noise at the logits of {graph} by layer, in % of the signal's power.",
         ),
         caption=f"The noisiest layers of {graph}. It is the INT8 graph of the bundle with the "
-        "lowest agreement on the golden images, or the lowest SQNR of equal ones. A longer bar is "
-        "worse: "
+        "lowest agreement on the images that judged the graphs, or the lowest SQNR of equal ones. "
+        "A longer bar is worse: "
         "noise at the logits, the network's outputs, when only the layer's input, or only its "
         "weights, are quantised, whichever is worse. Layers that share their input share its "
         "noise.",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from shlex import quote
 
 from resdeploy.bundle.manifest import ExportWarning, graph_name
-from resdeploy.bundle.quality import TRAIN_AGAIN, shows_no_learning
-from resdeploy.report.latency import possibly_fastest
+from resdeploy.bundle.quality import TRAIN_AGAIN, says_deviation, shows_no_learning
+from resdeploy.report.latency import rank
 from resdeploy.result_files.benchmark import Benchmark, Timing
 from resdeploy.result_files.comparison import Comparison
 from resdeploy.result_files.verification import ArtifactResult, Verification
-from resdeploy.statistics import Verdict
+from resdeploy.statistics import MIN_GAIN, Verdict
 from resdeploy.tables import capitalised, joined
 
 OPENVINO = "openvino"
@@ -41,11 +41,13 @@ def recommendation(
     verifications: Sequence[Verification],
     benchmarks: Sequence[Benchmark],
     warnings: Sequence[ExportWarning],
+    verification_file: str = "verification.json",
 ) -> Recommendation:
     """Return the recommendation of a report about these results and the `warnings` on its page.
 
     It is empty for several comparisons or verifications, which may be about different machines.
     The commands are about the only bundle; with several bundles, they name a placeholder.
+    `verification_file` holds the verification.
     """
     if comparisons:
         sentence = _replacement(comparisons[0]) if len(comparisons) == 1 else ""
@@ -64,20 +66,29 @@ def recommendation(
     if not verifications or verifications[0].max_drop is None:
         return Recommendation(UNVERIFIED, (verify, bench, report))
     verify = verify.replace(" --json", f" --max-drop {verifications[0].max_drop:g} --json")
-    return _of_verification(verifications[0], benchmarks, name, (verify, bench, report))
+    again = (verify, bench, report)
+    return _of_verification(
+        verifications[0], benchmarks, name, again, warnings, quote(verification_file)
+    )
 
 
 def _of_verification(
-    verification: Verification, benchmarks: Sequence[Benchmark], name: str, again: tuple[str, ...]
+    verification: Verification,
+    benchmarks: Sequence[Benchmark],
+    name: str,
+    again: tuple[str, ...],
+    warnings: Sequence[ExportWarning],
+    file: str,
 ) -> Recommendation:
     """Return the recommendation after a verification with labels, of the bundle called `name`.
 
-    `again` are the commands that verify, time and report.
+    `again` are the commands that verify, time and report; `file` holds the verification.
     """
     usable = _usable(verification.results, GOOD)
     possible = _usable(verification.results, (*GOOD, Verdict.INCONCLUSIVE))
     if any(line.backend == OPENVINO for line in possible):
         again = tuple(line.replace(" --output", f" --also {OPENVINO} --output") for line in again)
+    timing_commands = (again[1], again[2].replace("verification.json", file))
     undecided = [_pair(line) for line in possible if line.verdict is Verdict.INCONCLUSIVE]
     images = f"{verification.images:,} labelled images"
     doubt = f"{images} do not decide about {joined(undecided)}" if undecided else ""
@@ -90,42 +101,79 @@ def _of_verification(
             "Deploy no file on this machine: none that is made for it passed the verification."
         )
     pairs = {_pair(line): line for line in usable}
+    notes = {pair: _answer(line, verification.images, warnings) for pair, line in pairs.items()}
     if len(usable) == 1:
         ((pair, line),) = pairs.items()
         if doubt:
             return Recommendation(
-                f"Deploy only {pair} for now: {doubt}. The first command serves it, the second "
-                f"verifies with more images, and {NEW_PAGE}",
+                f"Deploy only {pair}{notes[pair]} for now: {doubt}. The first command serves it, "
+                f"the second verifies with more images, and {NEW_PAGE}",
                 (_serve(name, line), *again),
             )
         return Recommendation(
-            f"Deploy {pair}: no other file for this machine passed the verification:",
+            f"Deploy {pair}{notes[pair]}: no other file for this machine passed the verification:",
             (_serve(name, line),),
         )
-    rest = f"; {doubt}" if doubt else ""
     matching = [result for result in benchmarks if _same_bundle(result, verification)]
     timings = matching[0].results if matching else ()
     measured = [timing for timing in timings if _pair(timing) in pairs]
-    untimed = [pair for pair in pairs if pair not in map(_pair, measured)]
+    notes |= {
+        pair: " (the reference)"
+        for pair, line in pairs.items()
+        if line.verdict is Verdict.REPRODUCED
+    }
+    untimed = [pair + notes[pair] for pair in pairs if pair not in map(_pair, measured)]
     if not measured:
         return Recommendation(
-            f"Deploy one of these, which passed the verification: {joined(untimed)}{rest}. These "
+            f"Deploy one of these, which passed the verification: {joined(untimed)}. These "
             f"commands time them; {NEW_PAGE}",
-            again[1:],
+            timing_commands,
         )
     if untimed:
         return Recommendation(
             f"Before you deploy, measure also the latency of {joined(untimed)}, which passed the "
-            f"verification{rest}; {NEW_PAGE}",
-            again[1:],
+            f"verification; {NEW_PAGE}",
+            timing_commands,
         )
-    fastest = possibly_fastest(measured)
-    best = min((pairs[_pair(timing)] for timing in fastest), key=_place)
-    reason = "the fastest" if len(fastest) == 1 else "not measurably slower than any other"
+    pair, reason = _fastest(measured, pairs, matching[0].environment.runs)
     return Recommendation(
-        f"Deploy {_pair(best)}: of the files for this machine that passed the verification, it is "
-        f"{reason}{rest}:",
-        (_serve(name, best),),
+        f"Deploy {pair}{notes[pair]}: of the files for this machine that passed the verification, "
+        f"{reason}:",
+        (_serve(name, pairs[pair]),),
+    )
+
+
+def _fastest(
+    timings: Sequence[Timing], pairs: Mapping[str, ArtifactResult], runs: Sequence[int]
+) -> tuple[str, str]:
+    """Return the file and backend to deploy, and a clause with the reason.
+
+    As `serve` does, it takes the first in the usual order of those whose medians hardly differ.
+    """
+    fastest, rivals = rank(timings, runs)
+    similar = [timing for timing in timings if timing.p50_ms < MIN_GAIN * fastest.p50_ms]
+    best = _pair(min(similar, key=lambda timing: _place(pairs[_pair(timing)])))
+    if best != _pair(fastest):
+        return best, f"none is more than {100 * MIN_GAIN - 100:.0f} % faster"
+    if not rivals:
+        return best, "it is the fastest"
+    others = joined([f"{_pair(timing)} ({timing.p50_ms:.2f} ms)" for timing in rivals])
+    return best, (
+        f"it has the smallest latency ({fastest.p50_ms:.2f} ms), but the measurement does not "
+        f"decide whether {others} {'is' if len(rivals) == 1 else 'are'} slower"
+    )
+
+
+def _answer(line: ArtifactResult, images: int, warnings: Sequence[ExportWarning]) -> str:
+    """Return a remark if a warning stands about a graph that passed with this backend.
+
+    It stands because the graph did not pass with all backends.
+    """
+    if not says_deviation(warnings, graph_name(line.precision, line.encoding)):
+        return ""
+    return (
+        f" (with this backend, {images:,} labelled images answer the warning about it, because "
+        "they measure the accuracy itself)"
     )
 
 

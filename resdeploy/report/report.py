@@ -54,6 +54,8 @@ class ReportInputs:
     verifications: list[Verification] = field(default_factory=list)
     benchmarks: list[Benchmark] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    verification_file: str = "verification.json"
+    """Name of the source of the last verification, for commands."""
 
     def add(self, name: str, *, time_layers: LayerTimer | None = None) -> None:
         """Read a bundle, or a file of results that is named as for `read_results`.
@@ -76,6 +78,7 @@ class ReportInputs:
                 self.benchmarks.append(result)
             elif isinstance(result, Verification):
                 self.verifications.append(result)
+                self.verification_file = name
             else:
                 self.comparisons.append(result)
 
@@ -143,7 +146,12 @@ def make_page(inputs: ReportInputs) -> Page:
     names = [bundle.name for bundle in bundles]
     doubts, owners = _warnings(inputs)
     advice = recommendation(
-        names, inputs.comparisons, inputs.verifications, inputs.benchmarks, doubts
+        names,
+        inputs.comparisons,
+        inputs.verifications,
+        inputs.benchmarks,
+        doubts,
+        inputs.verification_file,
     )
     return Page(
         title=_title(inputs),

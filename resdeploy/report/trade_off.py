@@ -31,8 +31,8 @@ _CPU = _Costs(
 )
 _TENSORRT = _Costs(
     "Layers in float in int8.onnx. The latency was not measured, because TensorRT was not used; "
-    "the cost is the share of the convolutions' products in float.",
-    "% of the convolutions' products in float",
+    "the cost is the share of the multiply-accumulates in float.",
+    "% of the multiply-accumulates in float",
     "in float",
 )
 

@@ -14,6 +14,8 @@ from resdeploy.result_files.provenance import Environment
 SCHEMA = "resdeploy.benchmark/1"
 BASELINE = "pytorch-eager"
 """The contender that speed-ups refer to."""
+WIDE_INTERVALS = "the intervals of these speed-ups are wider than"
+"""The beginning of a notice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ class Comparison:
     """Number of other pictures in the folder, by the reason why they are not read."""
     latency: tuple[LatencyChange, ...] = ()
     layers: tuple[LayerChange, ...] = ()
+    exports: tuple[ExportChange, ...] = ()
     missing: tuple[str, ...] = ()
     """Artifacts or contenders that only the first bundle or file has."""
     added: tuple[str, ...] = ()
@@ -104,6 +105,16 @@ class LatencyChange:
     relative_to: str | None
     """The contender whose times both are divided by; None for absolute times."""
     verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class ExportChange:
+    """A difference between the exports that may explain the others."""
+
+    name: str
+    first: str
+    """The value of the first bundle."""
+    second: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from resdeploy.machine.device import available_cores
 from resdeploy.progress import Progress
 from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.registry import Candidate
+from resdeploy.statistics import MIN_GAIN
 from resdeploy.tables import plural
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,6 @@ TURN_SECONDS = 0.2  # at 30 ms per image, 6 images
 SECONDS = 5.0  # after this time, only `MIN_ROUNDS` are completed
 START_SECONDS = 60.0  # the time limit for the start of an engine's process
 CHANCE = 0.05  # largest probability that equal engines win so many rounds
-# OpenVINO's logits are not bit-exact and it starts more slowly; less gain is not worth that.
-MIN_GAIN = 1.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from resdeploy.machine.host import Host
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.benchmark import (
     BASELINE,
+    WIDE_INTERVALS,
     BaselineFacts,
     Benchmark,
     BenchmarkEnvironment,
@@ -215,7 +216,7 @@ def wide_intervals(timings: Sequence[Timing], within: float) -> list[str]:
     if not wide:
         return []
     return [
-        f"the intervals of these speed-ups are wider than {100 * within:g} % of the speed-up: "
+        f"{WIDE_INTERVALS} {100 * within:g} % of the speed-up: "
         f"{', '.join(wide)}; measure longer with --time-limit and --seconds"
     ]
 

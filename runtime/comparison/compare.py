@@ -15,7 +15,7 @@ from resdeploy.images.class_folders import LabelledImages, read_validation
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.benchmark import SCHEMA as BENCHMARK_SCHEMA
 from resdeploy.result_files.benchmark import Benchmark
-from resdeploy.result_files.comparison import Comparison, LayerChange
+from resdeploy.result_files.comparison import Comparison, ExportChange, LayerChange
 from resdeploy.result_files.provenance import Environment, shown_path, without_folders
 from resdeploy.result_files.reader import read_results
 from resdeploy.runtime.backends.base import AUTO
@@ -24,6 +24,7 @@ from resdeploy.runtime.comparison.accuracy import compare_accuracies
 from resdeploy.runtime.comparison.benchmarks import compare_benchmarks
 from resdeploy.runtime.comparison.latency import compare_latencies
 from resdeploy.statistics import Verdict, worst_verdict
+from resdeploy.tables import NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +136,7 @@ def compare_bundles(
         passed_over=dict(folder.passed_over) if folder else {},
         latency=latency,
         layers=layer_changes(first, second, names[0] & names[1]),
+        exports=export_changes(first.manifest, second.manifest),
         missing=tuple(missing),
         added=tuple(sorted(names[1] - names[0])),
         notices=notices
@@ -214,9 +216,12 @@ def identity(first: Bundle, second: Bundle) -> str | None:
 
 
 def _warnings(first: Bundle, second: Bundle) -> tuple[ExportWarning, ...]:
-    """Return the warnings of both bundles, each once, with the bundle's name."""
+    """Return the warnings of both bundles, each once, with the bundle's name.
+
+    They have no hints: the other bundle may be the export that a hint asks for.
+    """
     found = [
-        warning
+        replace(warning, hint="")
         for bundle in (first, second)
         for warning in named_warnings(shown_path(bundle.path), bundle.manifest.warnings)
     ]
@@ -257,6 +262,22 @@ def fastest_pairs(
     for pair in pairs:
         best.setdefault((pair[0].engine.name, pair[0].artifact.precision), pair)
     return list(best.values())
+
+
+def export_changes(first: Manifest, second: Manifest) -> tuple[ExportChange, ...]:
+    """Return the differences in what the exports were made of: weights and calibration images."""
+    sides = [
+        {
+            "sha256 of the weights": str(manifest.model.get("source_sha256", NONE))[:12],
+            "calibration images": f"{(manifest.calibration or {}).get('images', 0):,}",
+        }
+        for manifest in (first, second)
+    ]
+    return tuple(
+        ExportChange(name, before, sides[1][name])
+        for name, before in sides[0].items()
+        if before != sides[1][name]
+    )
 
 
 def layer_changes(first: Bundle, second: Bundle, names: Collection[str]) -> tuple[LayerChange, ...]:

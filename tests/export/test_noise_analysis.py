@@ -10,7 +10,7 @@ import pytest
 
 from resdeploy.bundle.analysis import Remedy, read_analysis, worst_int8
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.manifest import Encoding
+from resdeploy.bundle.manifest import Encoding, Quality, QualityOrigin
 from resdeploy.calibration.histogram import Histogram
 from resdeploy.calibration.ranges import Range, TensorStatistics
 from resdeploy.export import noise_analysis
@@ -44,6 +44,23 @@ def test_layers_have_costs_and_the_order_of_the_graph(tiny_bundle: Bundle) -> No
     expected = pytest.approx(sqnrs["layer1.0.conv1.weight"], abs=0.02)
     assert analysis.layers[1].weight_sqnr_db == expected
     assert analysis.layers[1].input_sqnr_db == pytest.approx(sqnrs["relu"], abs=0.2)
+
+
+def test_the_worst_graph_is_that_of_the_images_that_judged_it(tiny_bundle: Bundle) -> None:
+    """A few golden images may agree equally often, or more often, in the worse graph."""
+    first, second = (
+        artifact for artifact in tiny_bundle.manifest.artifacts if artifact.precision == "int8"
+    )
+    quality = Quality(images=128, agreement=97.7, sqnr_db=28.0, origin=QualityOrigin.HELD_OUT)
+    first, second = (
+        dataclasses.replace(
+            artifact,
+            quality=dataclasses.replace(quality, agreement=agreement),
+            parity=dataclasses.replace(artifact.parity, agreement=golden),
+        )
+        for artifact, agreement, golden in ((first, 97.7, 93.75), (second, 95.3, 100.0))
+    )
+    assert worst_int8((first, second)) == second
 
 
 def test_one_bundle_has_one_action(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

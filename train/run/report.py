@@ -30,6 +30,7 @@ from resdeploy.pages.blocks import (
     Table,
     Text,
 )
+from resdeploy.report.confusion import MAX_CONFUSED_PAIRS, equal_pairs_text
 from resdeploy.report.origin import made_text, origin_section
 from resdeploy.result_files.provenance import Environment, shown_path, without_folders
 from resdeploy.statistics import wilson_interval
@@ -46,10 +47,12 @@ from resdeploy.train.step import Learner
 
 MAX_UNREADABLE = 50  # names on the page
 _WORDS = {
-    "arch": "network", "bf16": "bfloat16", "ema": "decay of the averaged weights",
+    "accumulate": "batches per step", "arch": "network", "bf16": "bfloat16",
+    "ema": "decay of the averaged weights",
     "init": "initial weights", "lr": "highest learning rate at a batch of 256",
     "min_area": "smallest area of a crop", "qat": "quantisation-aware training",
-    "warmup_epochs": "warm-up epochs",
+    "shortcut": "type of the shortcuts", "target_accuracy": "target accuracy in %",
+    "warmup_epochs": "warm-up epochs", "workers": "additional processes that read images",
 }  # fmt: skip
 _ZERO_APPLIES = ("bf16", "compile", "flip", "momentum", "seed", "warmup_epochs", "workers")
 _NOT_OF_THE_RESULT = ("preprocessing", "save_minutes", "tensorboard")
@@ -122,7 +125,7 @@ def confused_pairs(confusion: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     """Return the most frequent mistakes as pairs of true and predicted class, at most ten."""
     wrong = confusion.copy()
     np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:10]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSED_PAIRS]
     pairs = [divmod(int(index), len(wrong)) for index in order]
     return [pair for pair in pairs if wrong[pair]]
 
@@ -142,7 +145,10 @@ def _errors(
         yield Text(text="All images were predicted correctly.")
         return
     yield Table(
-        caption="Most frequent errors. Share: part of the images of the true class.",
+        caption="Most frequent errors. Share: part of the images of the true class."
+        + equal_pairs_text(
+            [int(count) for count in confusion[~np.eye(len(confusion), dtype=bool)] if count]
+        ),
         head=("true class", "predicted class", "images", "share"),
         rows=tuple(
             (
@@ -201,6 +207,7 @@ def used_settings(config: TrainingConfig, learner: Learner, workers: int) -> dic
         "bf16": learner.bf16, "compile": learner.compiled, "workers": workers,
         "image_size": size_text(config.image_size), "patience": patience_of(config),
         "min_area": config.crop == "area" and config.min_area,
+        "lr": f"{config.lr:g}, so {config.lr * config.batch_size / 256:g} at this batch size",
     }  # fmt: skip
     return {
         _WORDS.get(name, name.replace("_", " ")): _setting_text(value)

@@ -27,6 +27,6 @@ def test_a_class_without_images_has_no_recall() -> None:
     matrix = Matrix(caption="Confusion matrix.", labels=("a", "b"), counts=((1, 2), (0, 0)))
     page = Page(title="t", summary=(), sections=(Section(title="s", blocks=(matrix,)),))
     rows = to_html(page).decode().replace("\u00a0", " ").split("<tr>")
-    assert ">33.3 %</td>" in rows[-2]
+    assert ">33.3</td>" in rows[-2]
     assert ">-</td>" in rows[-1]
     assert "%" not in rows[-1]

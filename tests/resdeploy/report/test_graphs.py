@@ -88,7 +88,7 @@ def test_the_chosen_calibrator_is_the_first_by_the_rule_in_the_caption(
         "highest score, the sum of SQNR, SQNR p5 and -10 log10 of the divergence" in table.caption
     )
     assert [row[:3] for row in table.rows] == [
-        ("image-97", "41.5", "95.3 %"), ("max", "30.0", "96.1 %"),
+        ("image-97", "41.5", "95.30 %"), ("max", "30.0", "96.10 %"),
     ]  # fmt: skip
     assert table.highlighted == {0}
 

@@ -49,9 +49,10 @@ def test_the_layers_of_the_report_have_an_action() -> None:
     texts = [block.text for block in layer_blocks(ANALYSIS, None) if isinstance(block, Text)]
     assert texts == [
         "No action is needed: int8-cpu.onnx predicts the class of FP32 for 100.0 % of 32 golden "
-        "images. If at least two of them have another class, an action is named above 1 %, and the "
-        "export also warns above 2 %.",
-        "On the golden images, the SQNR of its logits is 31.0 dB; below 30 dB, an action is named.",
+        "images. An action is recommended if more than 1 % of them, and at least two, have another "
+        "class; the export warns above 2 %.",
+        "On the golden images, the SQNR of its logits is 31.0 dB; below 30 dB, an action is "
+        "recommended.",
     ]
 
 

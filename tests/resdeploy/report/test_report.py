@@ -27,10 +27,11 @@ from resdeploy.pages.blocks import Commands, Facts, Figure, Page, Table, Text
 from resdeploy.pages.markdown import to_markdown
 from resdeploy.pages.template import to_html
 from resdeploy.report.comparison import comparison_text
+from resdeploy.report.confusion import confusion_blocks
 from resdeploy.report.contents import BundleContents
 from resdeploy.report.latency import benchmark_section
 from resdeploy.report.report import ReportInputs, make_page, report
-from resdeploy.result_files.comparison import LatencyChange, LayerChange
+from resdeploy.result_files.comparison import ExportChange, LatencyChange, LayerChange
 from resdeploy.result_files.verification import Verification
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
@@ -497,10 +498,12 @@ def test_a_fast_contender_with_a_wide_interval_is_not_called_the_fastest() -> No
     measured = benchmark()
     (sentence,) = page_of(benchmarks=[measured]).summary
     assert sentence.startswith("The fastest contender is onnxruntime-cpu with int8-cpu: ")
-    wide = replace(measured.results[1], speedup_high=44.8)
+    wide = replace(measured.results[1], speedup_high=44.8, round_ms=(66.0, 8.0) * 7 + (8.0,))
     noisy = replace(measured, results=(measured.results[0], wide, measured.results[2]))
     (sentence,) = page_of(benchmarks=[noisy]).summary
-    assert sentence.startswith("Most images per second: onnxruntime-cpu with int8-cpu: ")
+    assert sentence.startswith(
+        "Smallest latency, though not with certainty: onnxruntime-cpu with int8-cpu: "
+    )
     assert "An interval is wider than a factor of 2" in sentence
 
 
@@ -561,7 +564,8 @@ def test_a_comparison_says_what_to_do_and_which_limit_decides(
     table, plot = page.sections[0].blocks
     assert isinstance(table, Table)
     assert "pass if both bounds are at most 0.2, the limit" in table.caption
-    assert (table.head[-1], table.rows[0][-1]) == ("images to decide", "1,200")
+    needed = "1,200" if verdict is Verdict.INCONCLUSIVE else "-"
+    assert (table.head[-1], table.rows[0][-1]) == ("images to decide", needed)
     assert isinstance(plot, Figure)
     assert plot.legend[1] == ("mark1", "limit: 0.2 points")
 
@@ -636,6 +640,38 @@ def test_changed_layers_are_named_with_their_graph() -> None:
         "int8.onnx: 2 layers from float to INT8 (a, b); calibrator from max to mse"
         in comparison_text(replace(comparison(), layers=(change,)))
     )
+
+
+def test_a_comparison_says_what_differs_between_the_exports_and_what_is_not_timed() -> None:
+    found = replace(
+        comparison(),
+        accuracy=tuple(
+            replace(comparison().accuracy[0], artifact=name) for name in ("int8-cpu", "int8")
+        ),
+        exports=(ExportChange("calibration images", "128", "512"),),
+        latency=(
+            LatencyChange(
+                contender="onnxruntime-cpu", graph="int8-cpu", batch=1, threads=2, first_ms=0.46,
+                second_ms=0.45, slowdown=0.8, slowdown_low=-4.7, slowdown_high=4.9,
+                confidence=0.99, samples=8, samples_to_decide=8, seconds=23.4, relative_to=None,
+                verdict=Verdict.PASS,
+            ),
+        ),
+    )  # fmt: skip
+    assert "calibration images: from 128 to 512" in comparison_text(found)
+    blocks = page_of(comparisons=[found]).sections[0].blocks
+    texts = [block.text for block in blocks if isinstance(block, Text)]
+    assert texts == ["int8 is made for NVIDIA GPUs (TensorRT), and is not timed here."]
+    captions = [block.caption for block in blocks if isinstance(block, Table)]
+    assert captions[1].startswith("Median latency of both, measured for 23 s (8 starts of both). ")
+
+
+def test_pairs_with_as_many_errors_as_the_last_row_are_counted() -> None:
+    cells = [(0, index, 7 if index < 10 else 6) for index in range(1, 14)]
+    *_, table = confusion_blocks([str(i) for i in range(14)], {"int8-cpu": cells}, "int8-cpu")
+    assert isinstance(table, Table)
+    assert len(table.rows) == 10
+    assert table.caption.endswith("number of images. 3 other pairs also have 6 images.")
 
 
 def test_identical_bundles_are_not_measured() -> None:

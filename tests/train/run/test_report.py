@@ -194,5 +194,10 @@ def test_the_settings_are_those_that_were_used(narrow_checkpoint: Path) -> None:
     assert used["patience"] == "4"
     assert used["network"] == network.architecture.name
     assert (used["stem"], used["bfloat16"]) == ("imagenet", "yes" if learner.bf16 else "no")
-    assert (used["workers"], used["seed"], used["initial weights"]) == ("3", "0", "n.pth")
+    assert (used["seed"], used["initial weights"]) == ("0", "n.pth")
+    assert used["additional processes that read images"] == "3"
+    rate = config.lr * config.batch_size / 256
+    assert used["highest learning rate at a batch of 256"].endswith(
+        f", so {rate:g} at this batch size"
+    )
     assert not used.keys() & {"mixup", "smallest area of a crop", "freeze", "save minutes"}
