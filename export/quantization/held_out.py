@@ -74,7 +74,7 @@ class ImagePlan:
     cross_validated: int
     """Calibration images to judge the graphs on, because the held-out ones are few."""
     most: int
-    """Largest number of images that judge, however many there are."""
+    """Largest number of images that judge: calibration images only until there are enough."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +173,7 @@ def plan_images(
         judged = min(unused, most)
         # Rounding the weights for folds takes longer than judging many images that are at hand.
         crossed = max(0, min(calibrating, JUDGED_IMAGES[0] - judged))
+        most = JUDGED_IMAGES[0] if crossed else most
         return ImagePlan(judged=judged, searched=0, cross_validated=crossed, most=most)
     searched = _fitting_number(SEARCHED_IMAGES, size)
     enough = NEEDED_FACTOR * (needed or JUDGED_IMAGES[0])

@@ -16,6 +16,7 @@ from resdeploy.cli.options.common import FORCE, LONGEST_SECONDS, THREADS, Finite
 from resdeploy.cli.options.console import PATH, CommandResult, command, result_text
 from resdeploy.images.preprocessing import size_text
 from resdeploy.json_documents import write_document
+from resdeploy.readable_text import readable
 from resdeploy.tables import NONE, factor, plural, table
 
 if TYPE_CHECKING:
@@ -120,6 +121,9 @@ def bench(
     if output is not None:
         write_document(output, result)
     lines = [benchmark_text(result), *slow_int8_lines(result.results, bundle)]
+    names = readable(f"{quote(str(bundle))} {quote(str(output))}")
+    kept = f"next: resdeploy report {names}" if output else "a page with plots needs --output FILE"
+    lines.append(kept)
     return CommandResult(result, "\n".join(lines))
 
 

@@ -134,6 +134,10 @@ def verification_text(result: Verification) -> str:
     lines = [table(["backend", "graph", "verdict", *figures], rows)]
     lines += warning_lines(result.warnings)
     lines += [
+        f"the accuracy on these images answers a warning of the export: {warning.message}"
+        for warning in result.answered
+    ]
+    lines += [
         f"{graph_name(line.precision, line.encoding)} on {line.backend}: the logits of "
         f"{plural(line.different, 'golden image')} differ from those of the export"
         for line in result.results

@@ -84,6 +84,8 @@ class Verification:
     golden: GoldenRecord
     warnings: tuple[ExportWarning, ...]
     """Doubts of the export about the selected graphs, without those that the results answer."""
+    answered: tuple[ExportWarning, ...] = ()
+    """Doubts of the export that the accuracy on labelled images answers."""
     results: tuple[ArtifactResult, ...]
     labels: tuple[str, ...]
     passed_over: dict[str, int] = field(default_factory=dict)

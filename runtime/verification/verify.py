@@ -81,6 +81,7 @@ def verify(
         unreadable = len(files.files) - images
         passed_over = files.passed_over
     doubts = relevant_warnings(bundle.manifest, [c.artifact.name for c in selected])
+    still = open_warnings(bundle.manifest, doubts, accurate_graphs(results))
     return Verification(
         verdict=_overall(results),
         images=images,
@@ -90,7 +91,8 @@ def verify(
         max_drop=None if data is None else max_drop,
         decided_drop=max_drop,
         golden=bundle.manifest.golden,
-        warnings=(*unlisted, *open_warnings(bundle.manifest, doubts, accurate_graphs(results))),
+        warnings=(*unlisted, *still),
+        answered=tuple(doubt for doubt in doubts if doubt not in still),
         results=tuple(results),
         labels=bundle.labels(),
         signer=bundle.signer,

@@ -87,7 +87,7 @@ def test_without_a_target_a_bounded_number_of_images_is_judged() -> None:
     sizes["size"] = 32
     assert plan_images(unused=5000, calibrating=512, **sizes).judged == 512  # type: ignore[arg-type]
     some = plan_images(unused=100, calibrating=512, **sizes)  # type: ignore[arg-type]
-    assert (some.judged, some.cross_validated, some.most) == (100, 28, 512)
+    assert (some.judged, some.cross_validated, some.most) == (100, 28, 128)
     assert plan_images(unused=0, calibrating=20, **sizes).cross_validated == 20  # type: ignore[arg-type]
 
 

@@ -110,6 +110,7 @@ def test_the_worst_graph_is_explained(tiny_bundle: Bundle, worst: Encoding) -> N
     artifacts = tuple(
         dataclasses.replace(
             artifact,
+            quality=None,
             parity=dataclasses.replace(
                 artifact.parity,
                 agreement=99.5,
