@@ -37,7 +37,7 @@ and `val/`), `one/` (one class), `empty/`, `broken.jpg` (the first half of a fil
 that begin with `Usage:` are left out.
 """
 
-PROGRESS = r"Usage:|[\w ]+: (working for|stopped: working for|done in) "
+PROGRESS = r"Usage:|the load average is |[\w ]+: (working for|stopped: working for|done in) "
 COMMANDS = """
 resdeploy trian photos
 resdeploy train no-such-folder
@@ -157,7 +157,7 @@ def run(command: str) -> Answer:
     """Run a command in this process; the current folder has the files of `make_files`."""
     result = CliRunner().invoke(main, shlex.split(command)[1:], prog_name="resdeploy")
     text = result.stderr.replace(str(Path.cwd()) + os.sep, "")
-    # A slow machine also shows the progress of the command.
+    # A slow machine also shows the progress of the command, and a busy one its load.
     lines = [line for line in text.splitlines() if line and not re.match(PROGRESS, line)]
     return Answer(command=command, exit=result.exit_code, output="\n".join(lines))
 
