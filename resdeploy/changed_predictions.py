@@ -54,7 +54,7 @@ class ChangedPredictions:
 
     def highest_agreement(self, confidence: float = CONFIDENCE) -> float:
         """Return the one-sided upper confidence bound of the agreement, in percent."""
-        return 100 * highest_rate(self.images - self.changed, self.images, confidence)
+        return agreement_bound(self.changed, self.images, confidence)
 
     def highest_drop(self, confidence: float = CONFIDENCE) -> float:
         """Return the one-sided upper confidence bound of the drop, in percentage points."""
@@ -175,6 +175,11 @@ def highest_rate(events: int, images: int, confidence: float) -> float:
         at_most = float(np.exp(terms).sum())  # the probability of so few events
         low, high = (middle, high) if at_most > 1 - confidence else (low, middle)
     return high
+
+
+def agreement_bound(changed: int, images: int, confidence: float = CONFIDENCE) -> float:
+    """Return the one-sided upper confidence bound of the agreement, in percent."""
+    return 100 * highest_rate(images - changed, images, confidence)
 
 
 def images_needed(limit: float, confidence: float = CONFIDENCE) -> int | None:

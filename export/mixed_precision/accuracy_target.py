@@ -6,12 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from resdeploy.bundle.calibration_record import FloatLayers
-from resdeploy.changed_predictions import (
-    CONFIDENCE,
-    ExpectedChanges,
-    highest_rate,
-    images_needed,
-)
+from resdeploy.changed_predictions import ExpectedChanges, agreement_bound, images_needed
 from resdeploy.export.graph.float_layers import Layer, layers_of, nodes_of
 from resdeploy.export.mixed_precision.evaluator import MixedPrecisionEvaluator, SearchContext
 from resdeploy.export.quantization.recipe import QuantizationRecipe
@@ -83,8 +78,7 @@ def _is_likely(limit: float, expected: float, violations: int, images: int) -> b
         return not violations
     if images >= (images_needed(limit) or 0):
         return not violations and expected >= limit
-    highest = 100 * highest_rate(images - violations, images, CONFIDENCE)
-    return expected >= limit and highest >= limit
+    return expected >= limit and agreement_bound(violations, images) >= limit
 
 
 def meet_accuracy_target(

@@ -62,7 +62,7 @@ class MixedPrecisionEvaluator:
     weights: Weights = field(init=False)
     float_logits: Float32Array | None = None
     """FP32's logits (N, K) of all held-out images; None until they are computed."""
-    margins: Float32Array | None = None
+    further_logits: Float32Array | None = None
     """FP32's logits of some calibration images; None without them."""
     changeable: npt.NDArray[np.intp] | None = None
     """Positions of the images whose class a mixture could change; None before the first one."""
@@ -146,7 +146,7 @@ class MixedPrecisionEvaluator:
             self.float_logits = self._run(images, self.context.model, Encoding.FLOAT)
             more = self.context.calibrating[: max(0, MARGINS - len(images))]
             if len(more):
-                self.margins = self._run(more, self.context.model, Encoding.FLOAT)
+                self.further_logits = self._run(more, self.context.model, Encoding.FLOAT)
         return self.float_logits
 
     def _mixture_logits(self, nodes: frozenset[str]) -> Float32Array | None:
@@ -193,7 +193,7 @@ class MixedPrecisionEvaluator:
             layers=tuple(layer.name for layer in layers),
             nodes=nodes_of(layers),
             changes=count_changes(*compared),
-            expected=expect_changes(*compared, self.margins),
+            expected=expect_changes(*compared, self.further_logits),
         )
 
 

@@ -172,8 +172,8 @@ def _remedy(result: TargetResult, *, out_of_time: bool) -> str:
     if result.option == "--target-ms":
         return "increase --target-ms, or decrease --image-size"
     if result.verdict is Verdict.FAIL:
-        remedies = ["calibrate on more images", *[MORE_TIME] * out_of_time, "or relax the target"]
-        return (", " if out_of_time else " ").join(remedies)
+        more_time = f", {MORE_TIME}," if out_of_time else ""
+        return f"calibrate on more images{more_time} or relax the target"
     return (
         "add images that do not calibrate, preferably in a folder val/ beside train/, and allow "
         "enough time with --search-seconds; or relax the target (resdeploy verify --data judges on "

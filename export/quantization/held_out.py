@@ -74,7 +74,7 @@ class ImagePlan:
     cross_validated: int
     """Calibration images to judge the graphs on, because the held-out ones are few."""
     most: int
-    """Largest number of images that judge: calibration images only until there are enough."""
+    """Largest number of images that judge; smaller if calibration images must judge, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

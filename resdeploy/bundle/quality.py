@@ -203,9 +203,9 @@ def _figures_surely_below(golden: Parity | Quality, limits: QualityLimits) -> li
 
 def _highest_agreement(found: Parity | Quality) -> float:
     """Return the upper bound of the agreement with 95 % confidence, in percent."""
-    from resdeploy.changed_predictions import CONFIDENCE, highest_rate  # needs numpy
+    from resdeploy.changed_predictions import agreement_bound  # needs numpy
 
-    return 100 * highest_rate(found.images - _changed(found), found.images, CONFIDENCE)
+    return agreement_bound(_changed(found), found.images)
 
 
 def _low_agreement(found: Parity | Quality, limits: QualityLimits, is_low: bool) -> list[str]:

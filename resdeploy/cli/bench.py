@@ -118,12 +118,13 @@ def bench(
         refuse_existing_file(output, force=force)
     config = BenchmarkConfig(mode=BenchmarkMode(mode), **settings)
     result = run_benchmark(open_bundle(bundle), config, progress=progress_bar)
-    if output is not None:
-        write_document(output, result)
     lines = [benchmark_text(result), *slow_int8_lines(result.results, bundle)]
-    names = readable(f"{quote(str(bundle))} {quote(str(output))}")
-    kept = f"next: resdeploy report {names}" if output else "a page with plots needs --output FILE"
-    lines.append(kept)
+    if output is None:
+        lines.append("a page with plots needs --output FILE")
+    else:
+        write_document(output, result)
+        names = readable(f"{quote(str(bundle))} {quote(str(output))}")
+        lines.append(f"next: resdeploy report {names}")
     return CommandResult(result, "\n".join(lines))
 
 

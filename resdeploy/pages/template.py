@@ -45,24 +45,20 @@ def _whole_options(text: str) -> Markup:
 
     The text that is copied from the page stays the same, as it would not with other characters.
     """
-    from markupsafe import Markup, escape  # of Jinja
-
-    pattern = r"(?<![\w-])--?[A-Za-z][\w-]*"
-    return Markup(re.sub(pattern, r'<span class="option">\g<0></span>', str(escape(text))))
+    return _marked(text, r"(?<![\w-])--?[A-Za-z][\w-]*", "option")
 
 
 def _whole_names(text: str) -> Markup:
     """Return a cell in which no line ends within a short name with hyphens, such as `int8-cpu`."""
+    short = r"(?=[a-z0-9-]{1,19}(?![a-z0-9-]))"
+    return _marked(text, rf"(?<![\w<-]){short}[a-z0-9]+(-[a-z0-9]+)+(?![\w>=-])", "whole")
+
+
+def _marked(text: str, pattern: str, name: str) -> Markup:
+    """Return text in which each match of the pattern is in an element of this class."""
     from markupsafe import Markup, escape  # of Jinja
 
-    pattern = r"(?<![\w<-])[a-z0-9]+(-[a-z0-9]+)+(?![\w>=-])"
-    return Markup(
-        re.sub(
-            pattern,
-            lambda name: f'<span class="whole">{name[0]}</span>' if len(name[0]) < 20 else name[0],
-            str(escape(text)),
-        )
-    )
+    return Markup(re.sub(pattern, rf'<span class="{name}">\g<0></span>', str(escape(text))))
 
 
 def _unbroken(text: str) -> str:
