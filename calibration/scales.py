@@ -36,7 +36,7 @@ def symmetric_parameters(chosen: Range, *, half: bool) -> QuantizationParameters
     With `half`, the scale is rounded up to a float16 value.
     """
     largest = np.array([max(abs(chosen.low), abs(chosen.high))])
-    scale = _round_scales(largest / INT8_MAX, half=half)[0]
+    scale = round_scales(largest / INT8_MAX, half=half)[0]
     return QuantizationParameters(scale=scale, zero_point=0)
 
 
@@ -48,7 +48,7 @@ def asymmetric_parameters(chosen: Range) -> QuantizationParameters:
     """
     covered = chosen.with_zero()
     steps = np.array([(covered.high - covered.low) / UINT8_MAX])
-    scale = _round_scales(steps, half=False)[0]
+    scale = round_scales(steps, half=False)[0]
     zero_point = int(np.clip(round(-covered.low / float(scale)), 0, UINT8_MAX))
     return QuantizationParameters(scale=scale, zero_point=zero_point)
 
@@ -61,7 +61,7 @@ def quantize_weight(
     With `half`, the scales are rounded up to float16 values before the integers are computed.
     """
     flat = weight.reshape(len(weight), -1).astype(np.float64)
-    scales = _round_scales(np.abs(flat).max(axis=1) / INT8_MAX, half=half)
+    scales = round_scales(np.abs(flat).max(axis=1) / INT8_MAX, half=half)
     integers = np.clip(np.rint(flat / scales[:, None]), -INT8_MAX, INT8_MAX).astype(np.int8)
     return integers.reshape(weight.shape), scales
 
@@ -79,8 +79,11 @@ def quantize_bias(
     return integers.astype(np.int32), scales
 
 
-def _round_scales(exact: npt.NDArray[np.float64], *, half: bool) -> Float32Array:
-    """Return scales, at least `SMALLEST_SCALE`, as float32 or rounded up to float16 values."""
+def round_scales(exact: npt.NDArray[np.float64], *, half: bool) -> Float32Array:
+    """Return scales, at least `SMALLEST_SCALE`, as float32 or rounded up to float16 values.
+
+    Scales beyond the range of float16 become infinite.
+    """
     exact = np.maximum(exact, SMALLEST_SCALE)
     if not half:
         return exact.astype(np.float32)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resdeploy.calibration.histogram import Float64Array
-from resdeploy.calibration.scales import INT8_MAX, SMALLEST_SCALE, Float32Array
+from resdeploy.calibration.scales import INT8_MAX, Float32Array, round_scales
 
 LARGEST_PAIR = 128  # 255 * 128 fits in 16 bits, and 255 * 129 does not
 # Added to the diagonal of H, as a share of its mean; the share in the paper on GPTQ.
@@ -111,9 +111,14 @@ def round_depthwise(targets: Float64Array, moments: Float64Array) -> tuple[Int8A
 
 
 def _candidate_scales(weight: Float64Array) -> Float32Array:
-    """Return scales (candidates, O)."""
-    steps = np.maximum(np.abs(weight).max(axis=1) / INT8_MAX, SMALLEST_SCALE)
-    return np.stack([steps * factor for factor in STEP_FACTORS]).astype(np.float32)
+    """Return scales (candidates, O), float16 values unless those are infinite.
+
+    The graph for TensorRT has the same weights as the one for CPUs, and scales in float16.
+    """
+    steps = np.abs(weight).max(axis=1) / INT8_MAX
+    exact = np.stack([steps * factor for factor in STEP_FACTORS])
+    scales = round_scales(exact, half=True)
+    return np.where(np.isinf(scales), exact.astype(np.float32), scales)
 
 
 def _clipped(exact: Float64Array, pairs: IndexArray) -> Int8Array:

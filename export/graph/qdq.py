@@ -66,7 +66,7 @@ def _integer_weight(node: ir.Node, encoding: Encoding) -> QuantizedWeight:
 
 
 def stored_weights(exact: ir.Model, quantised: ir.Model) -> RoundedWeights:
-    """Return the weights and biases that a graph for CPUs holds, of the layers in integers.
+    """Return the weights and biases that an INT8 graph holds, of the layers in integers.
 
     `exact` is the FP32 graph from which `quantised` was made.
     """
@@ -77,15 +77,19 @@ def stored_weights(exact: ir.Model, quantised: ir.Model) -> RoundedWeights:
     }
     weights, biases = {}, {}
     for node in exact.graph:
-        for index, value in enumerate(node.inputs[1:] if node.op_type in WEIGHTED else ()):
-            name = value_name(value)
-            integers, scales = stored.get(f"{name}.quantized"), stored.get(f"{name}.scale")
-            if integers is None or scales is None:
-                continue  # the layer is in float
-            if index == 0:
-                weights[name] = unpacked_kernel(node, integers), scales
+        if node.op_type not in WEIGHTED:
+            continue
+        name, *bias = (value_name(value) for value in node.inputs[1:] if value is not None)
+        if f"{name}.quantized" not in stored:
+            continue  # the layer is in float
+        scales = stored[f"{name}.scale"].astype(np.float32)
+        weights[name] = unpacked_kernel(node, stored[f"{name}.quantized"]), scales
+        for name in bias:
+            if f"{name}.quantized" in stored:
+                steps = stored[f"{name}.scale"].astype(np.float64)
+                biases[name] = (stored[f"{name}.quantized"] * steps).astype(np.float32)
             else:
-                biases[name] = (integers * scales.astype(np.float64)).astype(np.float32)
+                biases[name] = stored[name].astype(np.float32)
     return RoundedWeights(weights=weights, biases=biases)
 
 
@@ -114,7 +118,7 @@ def insert_qdq(
         encoding: TENSORRT, CPU or DLA.
         in_float: Names of nodes whose weights stay float although the nodes read INT8 tensors.
         weights: Weights to take instead of those of `integer_weights`.
-        biases: Biases to take instead of those of the graph; for CPUs only.
+        biases: Biases to take instead of those of the graph.
         parameters: Scales and zero points to take instead of those for just these edges.
     """
     graph = model.graph
@@ -206,10 +210,13 @@ def _quantize_weights(
     integers, scales = weights.get(name) or _integer_weight(node, encoding)
     _pop_initializer(graph, node.inputs[1])
     dequantized = [_dequantized_constant(graph, name, integers, scales)]
-    if encoding is Encoding.CPU and len(node.inputs) > 2 and node.inputs[2] is not None:
-        name, bias = _pop_initializer(graph, node.inputs[2])
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is not None and encoding is Encoding.CPU:
+        name, bias = _pop_initializer(graph, value)
         integers_and_scales = quantize_bias(biases.get(name, bias), input_scale, scales)
         dequantized.append(_dequantized_constant(graph, name, *integers_and_scales))
+    elif value is not None and (name := value_name(value)) in biases:
+        value.const_value = ir.tensor(biases[name], name=name)
     for index, dequantize in enumerate(dequantized, start=1):
         graph.insert_before(node, dequantize)
         node.replace_input_with(index, dequantize.outputs[0])

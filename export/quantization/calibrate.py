@@ -175,7 +175,10 @@ def with_dla(calibration: Calibration, calibrator: str, progress: Progress) -> C
     scores: tuple[Score, ...] = ()
     if len(names) > 1 and len(images):
         scores = _score(calibration.model, candidates.values(), images, progress)
-    recipe = candidates[_best_calibrator(scores, Encoding.DLA, names)]
+    recipe = replace(
+        candidates[_best_calibrator(scores, Encoding.DLA, names)],
+        rounded=calibration.recipes[Encoding.CPU].rounded,
+    )
     return replace(
         calibration,
         recipes={**calibration.recipes, Encoding.DLA: recipe},
@@ -323,8 +326,8 @@ def _score(
 ) -> tuple[Score, ...]:
     """Compare the logits of each recipe's graph with those of FP32 on `images` (N, H, W, 3)."""
     reference = run_graph(model, Encoding.FLOAT, images)
-    # The weights for CPUs are rounded later, with compensation. Until then, reducing the pairs that
-    # saturate would cost more than ranges differ. So here they may saturate, without such kernels.
+    # Weights are rounded later, with compensation. Until then, reducing the pairs that saturate
+    # would cost more than ranges differ. So here they may saturate, without such kernels.
     weights = integer_weights(model, Encoding.TENSORRT)
     backends = {encoding: encoding for encoding in Encoding} | {Encoding.CPU: Encoding.FLOAT}
     scores, rules = list[Score](), len({recipe.calibrator for recipe in recipes})

@@ -139,7 +139,7 @@ class ImageUse:
             crossed = min(plan.cross_validated, calibrating)  # the plan counts unreadable ones, too
             lines.append(
                 f"{crossed} of the calibration images also judge the INT8 graphs (at most "
-                f"{plan.most:,} judge), by cross-validation: the weights of int8-cpu are rounded "
+                f"{plan.most:,} judge), by cross-validation: the weights are rounded "
                 f"{plural(folds, 'more time')}, each time without a part of the images"
             )
             more = fewest_images(lambda count: not self.plan(count).cross_validated)

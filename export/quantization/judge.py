@@ -15,7 +15,7 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding, Quality, QualityOrigin
 from resdeploy.changed_predictions import ChangedPredictions, count_changes
 from resdeploy.export.quantization.calibrate import LEARNED, choose_ranges
-from resdeploy.export.quantization.compensation import rounded_recipe
+from resdeploy.export.quantization.compensation import rounded_recipes
 from resdeploy.export.quantization.held_out import HeldOutImages
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration, Fold
@@ -94,7 +94,7 @@ def judge(
                 continue
             if isinstance(group, Fold):
                 number = f"{index - len(parts) + 1} of {len(calibration.folds)}"
-                numbered = named(progress, f"to judge int8-cpu, {number}")
+                numbered = named(progress, f"to judge the INT8 graphs, {number}")
                 images, recipes = group.images, _recipes(calibration, group, numbered)
             else:
                 images, recipes = group, calibration.recipes
@@ -154,16 +154,14 @@ def _recipes(
     """Return the recipes with the ranges and weights that the images outside the fold give."""
     others = [other.images.images for other in calibration.folds if other is not fold]
 
-    def recipe_of(recipe: QuantizationRecipe) -> QuantizationRecipe:
+    def with_ranges(recipe: QuantizationRecipe) -> QuantizationRecipe:
         if recipe.calibrator == LEARNED:
             return recipe
         # The DLA's ranges are chosen as the CPU's.
         like = Encoding.TENSORRT if recipe.encoding is Encoding.TENSORRT else Encoding.CPU
         chosen = choose_ranges(fold.others, recipe.calibrator, like, recipe.in_float)
-        recipe = replace(recipe, ranges=chosen.ranges, rounded=None)
-        if recipe.encoding is not Encoding.CPU:
-            return recipe
-        images = np.concatenate(others)[: len(calibration.rounding)]
-        return rounded_recipe(calibration, recipe, images, progress)
+        return replace(recipe, ranges=chosen.ranges)
 
-    return {encoding: recipe_of(recipe) for encoding, recipe in calibration.recipes.items()}
+    recipes = {encoding: with_ranges(recipe) for encoding, recipe in calibration.recipes.items()}
+    images = np.concatenate(others)[: len(calibration.rounding)]
+    return rounded_recipes(calibration.model, recipes, images, progress)

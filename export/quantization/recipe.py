@@ -37,7 +37,7 @@ class QuantizationRecipe:
     in_float: frozenset[str] = frozenset()
     """Names of the nodes that stay in float."""
     rounded: RoundedWeights | None = field(default=None, compare=False, repr=False)
-    """Weights for CPUs that were rounded on images; None to round each weight alone."""
+    """Weights that were rounded on images; None to round each weight alone."""
 
     def edges(self, model: ir.Model) -> tuple[QuantizedEdge, ...]:
         """Return the edges of the FP32 graph that are quantised."""
@@ -89,19 +89,16 @@ def encode_recipes(recipes: Mapping[Encoding, QuantizationRecipe]) -> bytes:
 
 
 def read_recipe(bundle: Bundle, encoding: Encoding) -> QuantizationRecipe:
-    """Read the recipe of one encoding from the bundle's `calibration.json`, and its CPU weights.
+    """Read the recipe of one encoding from the bundle's `calibration.json`, and its weights.
 
     Raises:
         BundleError: A file is damaged or has no recipe for this encoding.
     """
     record = read_recipe_record(bundle, encoding)
-    rounded = None
-    if encoding is Encoding.CPU:
-        file = bundle.artifact(graph_name("int8", encoding)).file
-        exact, quantised = (
-            ir.from_proto(onnx.load_from_string(bundle.read(name))) for name in ("fp32.onnx", file)
-        )
-        rounded = stored_weights(exact, quantised)
+    file = bundle.artifact(graph_name("int8", encoding)).file
+    exact, quantised = (
+        ir.from_proto(onnx.load_from_string(bundle.read(name))) for name in ("fp32.onnx", file)
+    )
     return QuantizationRecipe(
         encoding=encoding,
         calibrator=record.calibrator,
@@ -110,5 +107,5 @@ def read_recipe(bundle: Bundle, encoding: Encoding) -> QuantizationRecipe:
             for tensor, chosen in record.ranges.items()
         },
         in_float=frozenset(record.in_float),
-        rounded=rounded,
+        rounded=stored_weights(exact, quantised),
     )

@@ -70,7 +70,7 @@ class Calibration:
     scoring: HeldOutImages
     """Images that scored calibrators, or are reserved for the search of a target."""
     rounding: UInt8Array
-    """Calibration images (N, H, W, 3) on which the weights for CPUs are rounded."""
+    """Calibration images (N, H, W, 3) on which weights are rounded."""
     folds: tuple[Fold, ...]
     """Parts of the calibration images for cross-validation; empty if others suffice to judge."""
     skipped: Mapping[str, int]

@@ -75,7 +75,8 @@ class FloatLayers:
     drop: float
     """Drop in accuracy against FP32 on these images, in percentage points; negative if it rose."""
     expected_agreement: float
-    """Estimate of the agreement on other images, in percent, from the noise and the margins."""
+    """Lower bound, with 95 % confidence, of an estimate of the agreement on other images from the
+    noise and the margins, in percent."""
     agreement_before: float
     """Agreement with all layers in INT8, in percent."""
     images: int
@@ -204,7 +205,8 @@ def float_layers_sentence(chosen: FloatLayers) -> str:
     graph = with_use(graph_name(Precision.INT8, chosen.encoding), chosen.encoding)
     agreement = (
         f"on the {plural(chosen.images, 'image')} of the search, its agreement with FP32 is "
-        f"{chosen.agreement:.2f} % (about {chosen.expected_agreement:.2f} % are expected on others)"
+        f"{chosen.agreement:.2f} % (at least {chosen.expected_agreement:.2f} % is expected on "
+        "others)"
     )
     note = "; the search ran out of time, so fewer layers may suffice" if chosen.out_of_time else ""
     if not chosen.layers:

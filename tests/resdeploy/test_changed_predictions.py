@@ -97,35 +97,36 @@ def test_the_expected_changes_are_those_of_all_pairs(images: int, classes: int, 
     clean = generator.normal(0, 1, (images, classes))
     noisy = clean + generator.normal(0, 0.5, clean.shape)
     true = generator.integers(0, classes, images)
-    changed, lost = 0, 0
+    changed, lost = np.zeros((2, images))
     for i in range(images):
         ranks = sorted(range(classes), key=lambda c: -clean[i, c])
         for j in range(images):
             other = sorted(range(classes), key=lambda c: -clean[j, c])
-            sums = [clean[i, a] + 4 * (noisy[j, b] - clean[j, b]) for a, b in zip(ranks, other)]
+            sums = [clean[i, a] + 2 * (noisy[j, b] - clean[j, b]) for a, b in zip(ranks, other)]
             predicted = ranks[int(np.argmax(sums))]
-            changed += predicted != ranks[0]
-            lost += int(ranks[0] == true[i]) - int(predicted == true[i])
+            changed[i] += (predicted != ranks[0]) / images / 2
+            lost[i] += (int(ranks[0] == true[i]) - int(predicted == true[i])) / images / 2
     expected = expect_changes(clean, noisy, true)
-    assert expected.agreement == pytest.approx(100 - 100 * changed / images**2 / 4)
-    assert expected.drop == pytest.approx(100 * lost / images**2 / 4)
+    bound = [np.mean(rates) + 1.6448536 * np.std(rates) / images**0.5 for rates in (changed, lost)]
+    assert expected.agreement == pytest.approx(100 - 100 * bound[0])
+    assert expected.drop == pytest.approx(100 * bound[1])
     unknown = expect_changes(clean, noisy, None)
     assert unknown.agreement == expected.agreement
     assert unknown.drop == pytest.approx(100 - unknown.agreement)
 
 
-def test_the_expected_agreement_is_nearer_to_the_truth_than_the_count() -> None:
+def test_the_expected_agreement_bounds_the_truth_tighter_than_the_count() -> None:
     generator = np.random.default_rng(4)
     clean, noisy = logits_of(generator, 200_000)
     truth = count_changes(clean, noisy, None).agreement
     assert 95 < truth < 99
     draws = [(clean[i : i + 40], noisy[i : i + 40]) for i in range(0, 20_000, 40)]
-    counted = np.array([count_changes(*draw, None).agreement for draw in draws])
+    counted = np.array([count_changes(*draw, None).lowest_agreement() for draw in draws])
     expected = np.array([expect_changes(*draw, None).agreement for draw in draws])
-    # The noise of one rank is not that of another image's same rank, and small margins are not
-    # equally frequent, hence a bias. It is smaller than the error of one draw.
-    assert abs(expected.mean() - truth) < np.std(expected)
-    assert np.std(expected) < 0.4 * np.std(counted)
+    assert counted.mean() < expected.mean() < truth
+    # Stated are 95 %. The noise of one rank is not that of another image's same rank, the
+    # standard error is itself an estimate, and half of the images with small margins decide it.
+    assert np.mean(expected <= truth) > 0.85
 
 
 def test_further_images_reduce_the_weight_of_one_with_two_equal_logits() -> None:

@@ -108,16 +108,34 @@ def test_no_pair_saturates_and_the_logits_are_closer_to_those_of_fp32(case: Case
     assert medians[1] > medians[0]
 
 
-def test_the_written_graph_gives_the_same_weights_and_graph_again(case: Case) -> None:
-    model = case.exported.model
-    quantised = case.recipe.apply(model)
+@pytest.mark.parametrize("encoding", [Encoding.CPU, Encoding.TENSORRT, Encoding.DLA])
+def test_the_written_graph_gives_the_same_weights_and_graph_again(
+    case: Case, encoding: Encoding
+) -> None:
+    model, recipe = case.exported.model, dataclasses.replace(case.recipe, encoding=encoding)
+    quantised = recipe.apply(model)
     stored = stored_weights(model, quantised)
     assert stored.weights.keys() == case.rounded.weights.keys()
     for name, (integers, scales) in case.rounded.weights.items():
         np.testing.assert_array_equal(stored.weights[name][0], integers)
+        # Exact in TensorRT's graph, too, although its scales are float16.
         np.testing.assert_array_equal(stored.weights[name][1], scales)
-    again = dataclasses.replace(case.recipe, rounded=stored)
+    again = dataclasses.replace(recipe, rounded=stored)
     assert to_bytes(again.apply(model)) == to_bytes(quantised)
+
+
+def test_these_weights_are_better_in_the_graph_for_tensorrt_too(case: Case) -> None:
+    """Compare the noise of the weights alone, because that of activations is larger here."""
+    model, images = case.exported.model, case.exported.images
+    reference = run_graph(model, Encoding.FLOAT, images)
+    medians = []
+    for cpu in (case.alone, case.recipe):
+        recipe = dataclasses.replace(cpu, encoding=Encoding.TENSORRT)
+        sites = {site for site in sites_of(model, recipe) if site.weight}
+        graph = round_at(model, recipe, sites, recipe.weights(model))
+        logits = run_graph(graph, Encoding.FLOAT, images)
+        medians.append(float(np.median(sqnr_db(reference, logits))))
+    assert medians[1] > medians[0]
 
 
 def test_a_simulation_with_all_sites_has_the_logits_of_the_graph(case: Case) -> None:

@@ -103,8 +103,8 @@ def test_each_set_of_images_is_named_with_its_use_and_its_largest_size() -> None
         "calibrator; 8 other images, which judge the INT8 graphs (at most 128); 32 golden images, "
         "which verify the graphs anywhere",
         "120 of the calibration images also judge the INT8 graphs (at most 128 judge), by "
-        "cross-validation: the weights of int8-cpu are rounded 5 more times, each time without a "
-        "part of the images (unnecessary with 120 more validation images)",
+        "cross-validation: the weights are rounded 5 more times, each time without a part of the "
+        "images (unnecessary with 120 more validation images)",
     ]
 
 

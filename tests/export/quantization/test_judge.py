@@ -162,13 +162,13 @@ def test_the_time_limit_includes_the_rounding_of_the_weights_of_folds(
 ) -> None:  # fmt: skip
     now, started = 0.0, list[float]()
 
-    def rounded(calibration: Any, recipe: Any, images: Any, progress: Progress) -> Any:
+    def rounded(model: Any, recipes: Any, images: Any, progress: Progress) -> Any:
         nonlocal now
         started.append(now)
         now += 10
-        return recipe
+        return recipes
 
-    monkeypatch.setattr(module, "rounded_recipe", rounded)
+    monkeypatch.setattr(module, "rounded_recipes", rounded)
     caplog.set_level("INFO")
     judgement = judge(calibration, held_out.part(0, 0), silent, seconds, clock=lambda: now)
     assert judgement is not None
