@@ -184,11 +184,11 @@ def _scores(record: CalibrationRecord, encoding: Encoding, *, explained: bool) -
     """Return the scores of one graph's calibrators, the best first."""
     scores = [score for score in record.scores if score.encoding is encoding]
     scores.sort(key=lambda score: score.merit, reverse=True)
-    words = "" if explained else f" {_calibrators_text(record)}"
-    if encoding is Encoding.CPU:
-        words += (
-            " The weights of this graph are rounded with more care after the choice, so the "
-            "figures of the finished graph differ."
+    words = ""
+    if not explained:
+        words = (
+            f" {_calibrators_text(record)} The weights are rounded with more care after the "
+            "choice, so the figures of the finished graph differ."
         )
     return Table(
         caption=f"Calibrators of {_int8_file(encoding)} on {record.scoring_images} further images, "
