@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,7 @@ def check_model(path: Path, model: ModelProto, digest: str) -> OnnxFile:
         reason = one_line_reason(error)
         raise CheckpointError(f"the functions of {path} cannot be inlined: {reason}") from error
     _check_nodes(path, model.graph)
+    _sort_nodes(path, model.graph)
     _name_nodes(model.graph)
     notes = _to_float32(model)
     image = _image_input(path, model.graph)
@@ -136,11 +138,17 @@ def check_model(path: Path, model: ModelProto, digest: str) -> OnnxFile:
 
 
 def _check_versions(path: Path, model: ModelProto) -> None:
-    versions = {entry.domain: entry.version for entry in model.opset_import}
-    opset = versions.get("", versions.get("ai.onnx", 0))
-    if not model.graph.node or not opset:
+    plain = (entry.version for entry in model.opset_import if entry.domain in PLAIN_DOMAINS)
+    versions = sorted(set(plain))
+    if not model.graph.node or not versions or not versions[0]:
         raise CheckpointError(f"{path} is not an ONNX file, or it is empty", COPY_HINT)
-    newest = onnx.defs.onnx_opset_version()
+    if len(versions) > 1:
+        raise CheckpointError(
+            f"{path} names {len(versions)} versions of the operators: {versions[0]} and "
+            f"{versions[-1]}",
+            "export the network again with opset_version=20",
+        )
+    opset, newest = versions[0], onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise CheckpointError(
             f"{path} uses version {opset} of the operators; {OLDEST_OPSET} to {newest} are read",
@@ -243,6 +251,24 @@ def _trains(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
     return mode is None or bool(to_array(mode).any())
 
 
+def _sort_nodes(path: Path, graph: GraphProto) -> None:
+    """Sort the nodes in place if one comes before another that it reads; engines do that, too."""
+    producers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    read = {
+        index: [producers[name] for name in node.input if name in producers]
+        for index, node in enumerate(graph.node)
+    }
+    if all(producer < index for index, producers in read.items() for producer in producers):
+        return
+    try:
+        order = [*TopologicalSorter(read).static_order()]
+    except CycleError as error:
+        raise CheckpointError(f"{path} is damaged: its nodes form a cycle", COPY_HINT) from error
+    nodes = [NodeProto.FromString(node.SerializeToString()) for node in graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes[index] for index in order)
+
+
 def _name_nodes(graph: GraphProto) -> None:
     """Give each node a name of its own, of printable characters, in place."""
     counts: Counter[str] = Counter()
@@ -294,6 +320,9 @@ def _image_input(path: Path, graph: GraphProto) -> ImageInput:
             "channels or 1",
             CLASSIFIER_HINT,
         )
+    for dimension in value.type.tensor_type.shape.dim:
+        if dimension.WhichOneof("value") == "dim_value" and dimension.dim_value <= 0:
+            dimension.Clear()  # some exporters write an unknown size as 0 or -1
     axis, channels = found[0]
     height, width = sizes[2:4] if axis == 1 else sizes[1:3]
     assert channels is not None

@@ -75,14 +75,17 @@ def plain(**options: Any) -> ModelProto:
 def readable_models() -> dict[str, ModelProto]:
     """Return models that an export reads, by what is special about them."""
     node, array = helper.make_node, np.array
-    found = {f"opset {version}": plain(opset=version) for version in (11, 13, 17, 20, 23)}
+    found = {f"opset {version}": plain(opset=version) for version in (11, 13, 17, 20, 23, 26)}
     for name, sizes in {
         "batch of one": (1, 3, SIDE, SIDE),
         "batch of four": (4, 3, SIDE, SIDE),
         "dynamic size": ("n", 3, "h", "w"),
+        "sizes of zero": (0, 3, 0, 0),
     }.items():
         found[name] = plain(inputs=[("x", TensorProto.FLOAT, sizes)],
                             outputs=[("y", TensorProto.FLOAT, None)])  # fmt: skip
+    nodes, constants = body()
+    found["nodes in reverse order"] = model(nodes[::-1], constants)
     nhwc = node("Transpose", ["x"], ["t"], perm=(0, 3, 1, 2))
     last = [("x", TensorProto.FLOAT, ("n", SIDE, SIDE, 3))]
     found["channels last"] = model(*body(before=[nhwc], first="t"), inputs=last)

@@ -25,6 +25,11 @@ def _two_inputs() -> ModelProto:
     )  # fmt: skip
 
 
+def _cycle() -> ModelProto:
+    nodes, constants = body(before=[helper.make_node("Add", ["x", "c"], ["t"])], first="t")
+    return model(nodes, constants)
+
+
 def _control_flow() -> ModelProto:
     branch = helper.make_graph(
         [helper.make_node("Relu", ["c"], ["o"])], "b", [],
@@ -143,6 +148,10 @@ def _scikit_learn() -> ModelProto:
 
 REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "two inputs": (_two_inputs, r"has 2 inputs \(x, z\)"),
+    "a cycle": (_cycle, "its nodes form a cycle"),
+    "two versions of the operators": (
+        lambda: plain(domains=[("ai.onnx", 13)]), "names 2 versions of the operators: 13 and 17"
+    ),
     "two outputs": (
         lambda: plain(outputs=[("y", TensorProto.FLOAT, None), ("f", TensorProto.FLOAT, None)]),
         r"has 2 outputs \(y, f\); a classifier has one",
