@@ -144,8 +144,8 @@ def _stem_note(config: TrainingConfig, side: int) -> Iterator[str]:
     # is that of the multiplications of a ResNet-18 or -34: 15.0 and 15.5.
     if config.init is None and config.stem is None and STRIDE <= side <= SMALL_SIDE:
         yield (
-            "for such small pictures, --stem cifar is usually more accurate, but slower, at "
-            "most 15 times: it does not begin by reducing them to a quarter of the side"
+            "for such small pictures, --stem cifar is usually more accurate, but up to 15 "
+            "times slower: it does not begin by reducing them to a quarter of the side"
         )
 
 

@@ -20,6 +20,7 @@ BAR_ROW = 36
 AXIS = 38
 PLOT_HEIGHT = 240
 NARROWEST = 300  # pixels: the width on a small phone, on which no label may cover another
+WIDE = 600  # pixels: the width of a page on which the style sheet shows lines of the class `wide`
 WIDTHS = (NARROWEST, 400, 500, 600, 750, 900)  # of plots on phones and on wide pages, in pixels
 LETTER = 7  # approximate width of a letter, in pixels
 LONGEST_LABEL = 38  # letters that fit beside each other on the narrowest page
@@ -59,6 +60,8 @@ class PlotPoint:
     kind: int = 0
     """Shape and colour: 0 circle, 1 square, 2 triangle."""
     highlighted: bool = False
+    style: str = ""
+    """CSS class of a line, whose colour the point has instead of that of its kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +138,14 @@ def intervals(
     for index, (label, low, value, high) in enumerate(rows):
         top, y = index * ROW, index * ROW + 26
         parts.append(_text(LEFT, top + 13, _shortened(label)))
-        label_end = LEFT + (len(_shortened(label)) + 1) * LETTER * 100 / NARROWEST
+        pixels = (len(_shortened(label)) + 1) * LETTER  # of the label
         for number, mark in enumerate(marks):
             x = x_scale(mark)
-            start = top if x > label_end else y - 9  # below the label
+            is_free = {width: x > LEFT + pixels * 100 / width for width in (NARROWEST, WIDE)}
+            start = top if is_free[NARROWEST] else y - 9  # below the label
             parts.append(_line(x, start, x, top + ROW - 1, f"mark{number}"))
+            if is_free[WIDE] and not is_free[NARROWEST]:
+                parts.append(_line(x, top, x, start, f"mark{number} wide"))
         parts.append(_line(x_scale(low), y, x_scale(high), y, "whisker"))
         parts.append(_mark(x_scale(value), y, "dot", 0))
     numbers = "; ".join(
@@ -249,7 +255,9 @@ def histogram(
 
 
 def short_number(value: float) -> str:
-    """Format a number in short: 0.00005, 0.5, 20, 15k, 3G."""
+    """Format a number in short: 0.00005, 0.5, 20, 15k, 3G; with a true minus sign."""
+    if value < 0:
+        return f"\N{MINUS SIGN}{short_number(-value)}"
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):g}{letter}"
@@ -286,7 +294,8 @@ def _marks(points: Sequence[PlotPoint], x_scale: AxisScale, y_scale: AxisScale) 
     covered = [_Box(x, -6, 6, y + 4) for x, y in places]
     marks, labels, occupied = list[str](), list[str](), list[_Box]()
     for point, (x, y) in zip(points, places):
-        css = f"point kind{point.kind}{' highlighted' if point.highlighted else ''}"
+        colour = point.style or f"kind{point.kind}"
+        css = f"point {colour}{' highlighted' if point.highlighted else ''}"
         marks.append(_mark(x, y, css, point.kind))
         width = LETTER * len(point.label)
         heights = [h for h in (y + 4, y + 17, y - 9, y + 30) if h <= PLOT_HEIGHT]

@@ -61,7 +61,10 @@ def decision_sentence(result: Verification) -> str:
         )
     drops = {signed(line.drop or 0.0, 2) for line in slowest}
     if len(drops) == 1:
-        given = f"{'the drop is' if fewer else 'it stays at'} {drops.pop()} points, as on these"
+        drop = drops.pop()
+        given = "there is no drop, as on these"
+        if drop != signed(0.0, 2):
+            given = f"{'the drop is' if fewer else 'it stays at'} {drop} points, as on these"
     else:
         given = f"the drops {'are' if fewer else 'stay'} as on these"
     others: dict[int, dict[str, None]] = {}

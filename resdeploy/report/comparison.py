@@ -18,7 +18,7 @@ from resdeploy.result_files.comparison import (
     LayerChange,
 )
 from resdeploy.statistics import Verdict
-from resdeploy.tables import DROP, NONE, capitalised, percentage, plural, signed, table
+from resdeploy.tables import DROP, NONE, capitalised, joined, percentage, plural, signed, table
 
 MAX_LAYER_NAMES = 8
 
@@ -91,13 +91,13 @@ def verdict_reasons(result: Comparison) -> list[str]:
                 "limit "
             )
             + limit
-            + _others(drops, "graph", result.verdict)
+            + _others([line.artifact for line in drops if line is not drop], result.verdict)
         )
     if slowdowns := [line for line in result.latency if line.verdict is result.verdict]:
         slow = max(slowdowns, key=lambda line: line.slowdown if failed else line.slowdown_high)
-        noun = "graph" if len({line.contender for line in slowdowns}) == 1 else "contender"
+        others = [f"{line.graph} on {line.contender}" for line in slowdowns if line is not slow]
         reasons.append(
-            f"the slowdown of {slow.contender} {slow.graph} is "
+            f"the slowdown of {slow.graph} on {slow.contender} is "
             + (
                 f"{slow.slowdown:.1f} %, {slow.slowdown - result.max_slowdown:.1f} points above "
                 "the limit of "
@@ -105,7 +105,7 @@ def verdict_reasons(result: Comparison) -> list[str]:
                 else f"between {signed(slow.slowdown_low, 1)} and "
                 f"{signed(slow.slowdown_high, 1)} %, limit "
             )
-            + f"{result.max_slowdown:g} %{_others(slowdowns, noun, result.verdict)}"
+            + f"{result.max_slowdown:g} %{_others(others, result.verdict)}"
         )
     if result.accuracy or not failed:  # a benchmark without a contender does not fail
         missing = ", ".join(result.missing)
@@ -113,9 +113,8 @@ def verdict_reasons(result: Comparison) -> list[str]:
     return reasons if result.accuracy else [*reasons, *result.notices]
 
 
-def _others(lines: Sequence[object], noun: str, verdict: Verdict) -> str:
-    count = len(lines) - 1
-    return f" (also {verdict.value}: {plural(count, f'more {noun}')})" if count else ""
+def _others(names: Sequence[str], verdict: Verdict) -> str:
+    return f" (also {verdict.value}: {joined([*dict.fromkeys(names)])})" if names else ""
 
 
 def _metric(line: AccuracyChange) -> str:
@@ -162,10 +161,10 @@ def _accuracy(result: Comparison) -> list[Table]:
         "is in percentage points; the true drop is not below the first bound, and not above the "
         "second, with 95 % confidence each. "
         f"The verdict is {'pass' if by_labels else 'reproduced'} if both bounds are at most "
-        f"{result.max_drop:g}, the limit; it is fail if both are above the limit, or if the drop "
-        "is above the limit and both bounds are above 0; otherwise it is inconclusive. Images to "
-        "decide: an estimate for an inconclusive verdict, if predictions change as often as on "
-        "these; none: the drop is about the limit."
+        f"{result.max_drop:g}, the limit; it is fail if the drop is above the limit and both "
+        "bounds are above 0; otherwise it is inconclusive. Images to decide about an inconclusive "
+        "verdict: an estimate, if predictions change as often as on these, or none if the drop is "
+        "about the limit."
     )
     return [Table(caption=caption, head=head, rows=tuple(rows))]
 
@@ -228,7 +227,7 @@ def _drops(result: Comparison) -> list[Figure]:
 
 def _slowdowns(result: Comparison) -> list[Figure]:
     rows = [
-        (f"{line.contender} {line.graph}", line.slowdown_low, line.slowdown, line.slowdown_high)
+        (f"{line.graph} on {line.contender}", line.slowdown_low, line.slowdown, line.slowdown_high)
         for line in result.latency
     ]
     return _intervals("Slowdown, and its interval", "%", rows, result.max_slowdown, "no slowdown")

@@ -234,22 +234,22 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
     memory = ceilings.bytes_per_second
     if not rates or not memory or memory <= 0:
         return []
+    highest_first = sorted(rates.items(), key=lambda item: -item[1])
+    styles = {name: f"line{index % 5}" for index, (name, _) in enumerate(highest_first)}
     points, rows = [], []
     for number, timing in enumerate(result.results, 1):
         arithmetic = arithmetic_of(timing.precision, ceilings)
         intensity = operations_per_byte(work, timing.batch, arithmetic)
         rate = 1000 * work.operations(timing.batch) / inference_ms(timing)
-        points.append(
-            PlotPoint(intensity, rate, str(number), 2 if "torch" in timing.contender else 0)
-        )
+        shape = 2 if "torch" in timing.contender else 0
+        points.append(PlotPoint(intensity, rate, str(number), shape, style=styles[arithmetic]))
         name = f"{number}  {contender_label(timing)}"
         rows.append((name, f"{rate / 1e9:.0f}", factor(intensity)))
     left = min(point.x for point in points) / 4
     right = max(max(point.x for point in points), max(rates.values()) / memory) * 4
-    highest_first = sorted(rates.items(), key=lambda item: -item[1])
     lines = [
-        PlotLine(((left, left * memory), (rate / memory, rate), (right, rate)), f"line{index % 5}")
-        for index, (_, rate) in enumerate(highest_first)
+        PlotLine(((left, left * memory), (rate / memory, rate), (right, rate)), styles[name])
+        for name, rate in highest_first
     ]
     described = "; ".join(f"{name}: {rate}" for name, rate, *_ in rows)
     roofs = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
@@ -265,8 +265,8 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
                 logarithmic=True,
             ),
             caption="Roofline. Each line is the limit for one arithmetic, measured in the same "
-            f"run. The memory copied {memory / 1e9:,.1f} GB/s. The numbers refer to the table; "
-            "triangles are PyTorch.",
+            f"run. The memory copied {memory / 1e9:,.1f} GB/s. A point has the colour of its "
+            "arithmetic's line, and the number of its row in the table; triangles are PyTorch.",
             legend=tuple(
                 (line.style, f"{name}: {rate / 1e9:,.0f} Gop/s")
                 for line, (name, rate) in zip(lines, highest_first)

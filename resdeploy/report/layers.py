@@ -94,7 +94,8 @@ def layer_blocks(
     )
     plots = [_noise(graph, noisiest)] if noisiest else []
     texts = tuple(Text(text=line) for line in remedy_lines(analysis.remedy, warned=warned))
-    histograms = [_histogram(graph, values) for values in analysis.histograms]
+    count = len(analysis.histograms)
+    histograms = [_histogram(graph, values, count) for values in analysis.histograms]
     return (*texts, *plots, table, *histograms)
 
 
@@ -211,7 +212,7 @@ def _noise(graph: str, layers: Sequence[LayerCost]) -> Figure:
     )
 
 
-def _histogram(graph: str, values: ActivationHistogram) -> Figure:
+def _histogram(graph: str, values: ActivationHistogram, count: int) -> Figure:
     low, high, range_low, range_high = (
         f"{value:#.3g}".removesuffix(".")
         for value in (values.low, values.high, values.range_low, values.range_high)
@@ -229,10 +230,12 @@ def _histogram(graph: str, values: ActivationHistogram) -> Figure:
         description=f"Histogram of {values.tensor}: {ranges}",
     )
     has_clipped_bars = 'class="clipped"' in drawing
+    rank = "the activation" if count == 1 else f"one of the {count} activations"
     return Figure(
         svg=drawing,
-        caption=f"Activations of {values.tensor} on the calibration images. Their quantisation "
-        f"causes much of the noise of {graph}. {capitalised(ranges)}.",
+        caption=f"Output of {values.tensor} on the calibration images. It is {rank} whose "
+        f"quantisation causes the most noise of {graph}; the table has the inputs of the layers, "
+        f"and not their outputs. {capitalised(ranges)}.",
         legend=(
             ("mark0", f"quantisation range{clipped}"),
             *((("clipped", "clipped values"),) if has_clipped_bars else ()),

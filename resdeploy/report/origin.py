@@ -47,7 +47,7 @@ def software_text(device: Device) -> str:
         board and board.l4t and f"L4T {board.l4t}",
         device.cuda and f"CUDA {device.cuda}",
         device.tensorrt and f"TensorRT {device.tensorrt}",
-        device.container and f"{device.container} container",
+        device.container and f"in a {device.container} container",
     )
 
 

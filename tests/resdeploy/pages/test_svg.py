@@ -53,7 +53,14 @@ def test_ticks_are_round() -> None:
 
 @pytest.mark.parametrize(
     ("value", "short"),
-    [(0.25, "0.25"), (1500, "1500"), (15_000, "15k"), (3e9, "3G"), (2.5e12, "2.5T"), (-2, "-2")],
+    [
+        (0.25, "0.25"),
+        (1500, "1500"),
+        (15_000, "15k"),
+        (3e9, "3G"),
+        (2.5e12, "2.5T"),
+        (-2, "\N{MINUS SIGN}2"),
+    ],
 )
 def test_numbers_are_short(value: float, short: str) -> None:
     assert short_number(value) == short

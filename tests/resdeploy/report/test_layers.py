@@ -188,8 +188,9 @@ def test_a_histogram_speaks_of_clipping_only_if_values_are_clipped() -> None:
         (("mark0", "quantisation range; values outside are clipped"),),  # no whole bar is outside
     ]
     assert figures[1].caption == (
-        "Activations of x on the calibration images. Their quantisation causes much of the noise "
-        "of int8-cpu.onnx. Values from 0.00 to 2.00, quantisation range from 0.00 to 1.50."
+        "Output of x on the calibration images. It is one of the 2 activations whose quantisation "
+        "causes the most noise of int8-cpu.onnx; the table has the inputs of the layers, and not "
+        "their outputs. Values from 0.00 to 2.00, quantisation range from 0.00 to 1.50."
     )
     far = dataclasses.replace(inside, range_high=0.5)
     *_, figure = layer_blocks(dataclasses.replace(ANALYSIS, histograms=(far,)), None)

@@ -114,7 +114,7 @@ def test_the_note_about_more_images_names_each_backend_whose_number_differs(
     note = texts_of(undecided)[0]
     assert note == (
         "About 270 labelled images decide whether the drop of int8-cpu on openvino and int8 (for "
-        "TensorRT) is at most 50 points, if it stays at +0.00 points, as on these; about 87 decide "
+        "TensorRT) is at most 50 points, if there is no drop, as on these; about 87 decide "
         "about int8-cpu on onnxruntime-cpu."
     )
     # One drop is not that of all graphs that need as many images.
@@ -581,8 +581,8 @@ def test_a_slowdown_and_a_missing_graph_are_reasons_to_fail() -> None:
         comparison(Verdict.FAIL), latency=(slow, slower), missing=("int8",), added=("int8-dla",)
     )
     assert page_of(comparisons=[result]).summary[2:4] == (
-        "The slowdown of openvino fp16 is 20.0 %, 15.0 points above the limit of 5 % (also fail: "
-        "1 more graph).",
+        "The slowdown of fp16 on openvino is 20.0 %, 15.0 points above the limit of 5 % (also "
+        "fail: fp32 on openvino).",
         "Missing in new.bundle: int8.",
     )
     facts = page_of(comparisons=[result]).sections[0].blocks[-1]
@@ -617,11 +617,11 @@ def test_an_inconclusive_comparison_names_the_graph_that_may_be_the_worst() -> N
     _, drop, slowdown, *_ = page_of(comparisons=[result]).summary
     assert drop == (  # the interval is not that of the other graph
         "The accuracy drop of fp32 is between -0.20 and +0.90 points, limit 0.2 points (also "
-        "inconclusive: 1 more graph)."
+        "inconclusive: int8-cpu)."
     )
     assert slowdown == (
-        "The slowdown of onnxruntime-cpu int8-cpu is between -10.0 and +128.6 %, limit 5 % (also "
-        "inconclusive: 1 more graph)."
+        "The slowdown of int8-cpu on onnxruntime-cpu is between -10.0 and +128.6 %, limit 5 % "
+        "(also inconclusive: fp32 on onnxruntime-cpu)."
     )
     text = comparison_text(result)
     assert "-0.0 %" not in text
