@@ -107,7 +107,12 @@ def _names(lines: Sequence[ArtifactResult]) -> str:
 @result_text
 def verification_text(result: Verification) -> str:
     """Return a table with a row per graph and backend, then warnings, notes and the verdict."""
-    from resdeploy.report.accuracy import agreement_cells, decision_sentence, golden_cell
+    from resdeploy.report.accuracy import (
+        agreement_cells,
+        answered_lines,
+        decision_sentence,
+        golden_cell,
+    )
 
     with_labels = result.max_drop is not None
     rows = [
@@ -133,10 +138,7 @@ def verification_text(result: Verification) -> str:
     figures = [*labelled, "agreement", *(["SQNR"] if with_labels else []), "SQNR on golden images"]
     lines = [table(["backend", "graph", "verdict", *figures], rows)]
     lines += warning_lines(result.warnings)
-    lines += [
-        f"the accuracy on these images answers a warning of the export: {warning.message}"
-        for warning in result.answered
-    ]
+    lines += answered_lines(result)
     lines += [
         f"{graph_name(line.precision, line.encoding)} on {line.backend}: the logits of "
         f"{plural(line.different, 'golden image')} differ from those of the export"

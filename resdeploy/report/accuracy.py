@@ -75,6 +75,14 @@ def decision_sentence(result: Verification) -> str:
     return f"{sentence}, if {given}{more}"
 
 
+def answered_lines(result: Verification) -> list[str]:
+    """Return a line for each warning of the export that the labelled images answer."""
+    return [
+        f"the accuracy on these images answers a warning of the export: {warning.message}"
+        for warning in result.answered
+    ]
+
+
 def verification_summary(result: Verification) -> str:
     """Return one sentence with the outcome of a verification."""
     failed, undecided = (

@@ -16,7 +16,11 @@ from resdeploy.pages.blocks import Page, Section
 from resdeploy.pages.markdown import to_markdown
 from resdeploy.pages.template import to_html
 from resdeploy.readable_text import readable
-from resdeploy.report.accuracy import verification_section, verification_summary
+from resdeploy.report.accuracy import (
+    answered_lines,
+    verification_section,
+    verification_summary,
+)
 from resdeploy.report.comparison import comparison_section, comparison_summary
 from resdeploy.report.contents import (
     BundleContents,
@@ -176,6 +180,11 @@ def make_page(inputs: ReportInputs) -> Page:
         summary=(
             *(line for result in inputs.comparisons for line in comparison_summary(result)),
             *map(verification_summary, inputs.verifications),
+            *(
+                f"{capitalised(line)}."
+                for result in inputs.verifications
+                for line in answered_lines(result)
+            ),
             *map(benchmark_summary, inputs.benchmarks),
             *(
                 line
