@@ -15,7 +15,7 @@ from resdeploy.runtime.serving.http.routes import MAX_CLASSES, MAX_TIMEOUT_MS
 from resdeploy.runtime.serving.request_errors import NoAnswer
 from resdeploy.runtime.serving.request_log import REQUEST_ID
 from resdeploy.runtime.serving.service import VERSION
-from tests.serving_process import ServerProcess, picture
+from tests.serving_process import ServerProcess, form, picture
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +71,8 @@ def test_a_form_has_fields_of_any_name(
     content = document["paths"]["/v1/classify"]["post"]["requestBody"]["content"]
     schema = content["multipart/form-data"]["schema"]
     assert schema["additionalProperties"] == {"type": "string", "format": "binary"}
-    kind = "multipart/form-data; boundary=x"
     for names in (["a", "b"], ["image"], []):
-        parts = [
-            f'--x\r\nContent-Disposition: form-data; name="{name}"; filename="{name}.png"\r\n\r\n'
-            .encode() + picture(image_data) + b"\r\n"
-            for name in names
-        ]  # fmt: skip
-        body = b"".join(parts) + b"--x--\r\n"
-        reply = server.ask("/v1/classify", body, {"Content-Type": kind})
+        reply = server.ask("/v1/classify", *form(*((name, picture(image_data)) for name in names)))
         is_valid = jsonschema.Draft202012Validator(schema).is_valid(dict.fromkeys(names, ""))
         assert is_valid == (reply.status == 200), names
 
