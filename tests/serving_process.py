@@ -184,3 +184,14 @@ def tensor_request(images: Any, **parameters: Any) -> tuple[bytes, dict[str, str
 def picture(folder: Path) -> bytes:
     """Return a picture of a folder of labelled pictures."""
     return (folder / "val" / "red" / "000.png").read_bytes()
+
+
+def form(*files: tuple[str, bytes]) -> tuple[bytes, dict[str, str]]:
+    """Return the body and headers of a form with files, whose fields have the names of these."""
+    parts = [
+        f'--x\r\nContent-Disposition: form-data; name="{name}"; filename="{name}"\r\n\r\n'.encode()
+        + data
+        + b"\r\n"
+        for name, data in files
+    ]
+    return b"".join(parts) + b"--x--\r\n", {"Content-Type": "multipart/form-data; boundary=x"}

@@ -6,9 +6,12 @@ const mend = () => {
     pages.removeAttribute("aria-labelledby");
     pages.setAttribute("aria-label", `Pages: ${pages.querySelector("label").textContent.trim()}`);
   }
-  for (const code of document.querySelectorAll("pre > code")) {
-    code.style.setProperty("--columns", Math.max(...code.textContent.split("\n").map((line) => line.length)));
-  }
+  const blocks = [...document.querySelectorAll("pre > code")];
+  const columns = blocks.map((code) => Math.max(...code.textContent.split("\n").map((line) => line.length)));
+  blocks.forEach((code, index) => code.style.setProperty("--columns", columns[index]));
+  const fitting = columns.filter((count) => count <= 135); // wider blocks scroll
+  const shared = matchMedia("(min-width: 60rem)").matches ? Math.max(1, ...fitting) : 1;
+  document.body.style.setProperty("--shared-columns", shared);
   const boxes = "pre > code, .md-typeset__scrollwrap, p:has(> img)";
   for (const box of document.querySelectorAll(boxes)) {
     const scrolls = box.scrollWidth > box.clientWidth + 4; // fewer pixels hide nothing

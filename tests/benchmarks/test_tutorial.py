@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,12 @@ def test_each_command_of_the_tutorial_has_its_output() -> None:
     assert len(blocks) == text.count("<!-- run -->") >= 5
     for command, output in blocks:
         assert output.strip(), f"{command}: run python -m benchmarks.tutorial"
+
+
+def test_the_contents_name_each_step() -> None:
+    text = TUTORIAL.read_text(encoding="utf-8")
+    contents = re.findall(r"^(\d+\. )\[(.+)\]\(#", text, re.MULTILINE)
+    assert ["".join(step) for step in contents] == re.findall("^## (.+)$", text, re.MULTILINE)
 
 
 def test_the_output_of_a_command_is_written_below_it(tmp_path: Path) -> None:

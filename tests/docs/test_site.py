@@ -76,6 +76,9 @@ def test_outputs_of_commands_use_the_width(browser: webdriver.Chrome, site: str)
         browser.get(f"{site}/tutorial.html")
         scrolling = "return [...document.querySelectorAll('.scrolls')].map(box => box.textContent)"
         assert browser.execute_script(scrolling) == []
+        sizes = """return [...document.querySelectorAll('pre > code')].map(code =>
+            getComputedStyle(code).fontSize)"""
+        assert len(set(browser.execute_script(sizes))) == 1
     browser.get(f"{site}/tutorial.html")
     script = """const [code] = document.querySelectorAll('pre > code');
         code.textContent = 'x'.repeat(arguments[0]);

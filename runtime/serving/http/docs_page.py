@@ -34,24 +34,35 @@ END = """</main>
 TITLES = {"schemas": "Schemas", "parameters": "Parameters", "responses": "Error responses"}
 MAX_MODELS = 20  # that the page names
 IMAGE_SIZE = (224, 224)  # in the example, if the model's size is not known
-EXAMPLE = Classification(
-    model="photos",
-    backend="onnxruntime-cpu",
-    artifact="int8-cpu",
-    precision="int8",
-    batch=1,
-    milliseconds=StageMilliseconds(decode=1.2, queue=0.1, inference=6.4),
-    results=[
-        PictureClasses(
-            "cat.jpg",
-            [
-                Prediction(label="cat", index=3, probability=0.98),
-                Prediction(label="dog", index=5, probability=0.01),
-                Prediction(label="frog", index=6, probability=0.004),
-            ],
-        ),
-        PictureClasses("notes.txt", [], "the image cannot be decoded"),
-    ],
+PROBABILITIES = (0.98, 0.01, 0.004)
+REFUSED = (
+    "the image cannot be decoded: cannot identify image file; use a complete JPEG, PNG, WebP or "
+    "BMP file"
+)
+
+
+def example_answer(
+    model: str, labels: Sequence[str], backend: str, artifact: str, precision: str
+) -> Classification:
+    """Return the form of an answer of a model to a picture and a text file."""
+    found = [
+        Prediction(label=label, index=index, probability=probability)
+        for index, (label, probability) in enumerate(zip(labels, PROBABILITIES))
+    ]
+    return Classification(
+        model=model,
+        backend=backend,
+        artifact=artifact,
+        precision=precision,
+        batch=1,
+        milliseconds=StageMilliseconds(decode=1.2, queue=0.1, inference=6.4),
+        results=[PictureClasses("picture.jpg", found), PictureClasses("notes.txt", [], REFUSED)],
+    )
+
+
+# For a server whose models are not named or not loaded.
+EXAMPLE = example_answer(
+    "MODEL", ("class 0", "class 1", "class 2"), "onnxruntime-cpu", "int8-cpu", "int8"
 )
 
 
@@ -65,7 +76,11 @@ class DocsPage:
         self._needs_token = needs_token
 
     def render(
-        self, url: str, models: Sequence[str] = (), image_size: tuple[int, int] = IMAGE_SIZE
+        self,
+        url: str,
+        models: Sequence[str] = (),
+        image_size: tuple[int, int] = IMAGE_SIZE,
+        example: Classification = EXAMPLE,
     ) -> bytes:
         """Return the page with commands for the server at `url`, without a slash at its end.
 
@@ -73,9 +88,11 @@ class DocsPage:
             url: Scheme, host and port that the client uses.
             models: Names of the models, of which the commands use the first one.
             image_size: Height and width of the first model's input.
+            example: Form of an answer to the command with two files.
         """
-        examples = _examples(url, models, image_size, needs_token=self._needs_token)
-        return (self._head + examples + self._reference + END).encode()
+        answer = msgspec.json.format(msgspec.json.encode(example), indent=2).decode()
+        commands = _examples(url, models, image_size, answer, needs_token=self._needs_token)
+        return (self._head + commands + self._reference + END).encode()
 
 
 def style_of(page: str) -> str:
@@ -84,7 +101,9 @@ def style_of(page: str) -> str:
     return found[1] if found else ""
 
 
-def _examples(url: str, models: Sequence[str], size: tuple[int, int], *, needs_token: bool) -> str:
+def _examples(
+    url: str, models: Sequence[str], size: tuple[int, int], answer: str, *, needs_token: bool
+) -> str:
     token = f' -H "Authorization: Bearer ${TOKEN_VARIABLE}"' if needs_token else ""
     model = models[0] if models else ""  # it has no character that a URL escapes
     query = f"?model={model}&top=3" if model else "?top=3"
@@ -104,18 +123,16 @@ def _examples(url: str, models: Sequence[str], size: tuple[int, int], *, needs_t
         f"<p>This server needs a token: let the variable {TOKEN_VARIABLE} hold it. MODEL is one of "
         "the names that /v2/models lists.</p>"
     )
-    example = msgspec.structs.replace(EXAMPLE, model=model or EXAMPLE.model)
-    answer = msgspec.json.format(msgspec.json.encode(example), indent=2).decode()
     parts = [
         '<section class="wide commands"><h2>Classify a picture</h2>',
-        _code(f"curl{token} -F image=@cat.jpg {classify}"),
+        _code(f"curl{token} -F image=@picture.jpg {classify}"),
         secret if needs_token else served if models else "",
         "<p>A form may have several pictures; one that cannot be decoded, here notes.txt, then has "
         "an error instead of classes. A single picture may be the body itself. Pictures in JSON, "
         "as base64, are not accepted.</p>",
         _code(
-            f"curl{token} -F a=@cat.jpg -F b=@notes.txt {classify}",
-            f"curl{token} --data-binary @cat.jpg {classify}",
+            f"curl{token} -F a=@picture.jpg -F b=@notes.txt {classify}",
+            f"curl{token} --data-binary @picture.jpg {classify}",
         ),
         "<details><summary>Example of an answer</summary>"
         f"<pre><code>{escape(answer)}</code></pre></details></section>",

@@ -35,17 +35,21 @@ ONE_DOCUMENT = {
     f"{MODEL}/config": ("model_config", "Configuration of a model.", ""),
     f"{MODEL}/stats": ("model_statistics", "Totals of a model.", ""),
 }
+# Statuses of errors of requests with a body.
+BODY_ERRORS = {
+    INDEX: ("400", "408", "413"),
+    "/v1/classify": ("400", "404", "408", "413", "415", "422"),
+    f"{MODEL}/infer": ("400", "404", "408", "413", "415", "422", "501"),
+}
 
 
 def openapi_document(models: Sequence[str]) -> dict[str, Any]:
     """Return the description of a server with these models."""
     text = files("resdeploy.runtime.serving.http").joinpath("openapi.json").read_text("utf-8")
     document: dict[str, Any] = msgspec.json.decode(text)
-    _, document["components"]["schemas"] = msgspec.json.schema_components(
-        DOCUMENTS, ref_template="#/components/schemas/{name}"
-    )
-    if models:
-        document["components"]["parameters"]["Model"]["schema"]["enum"] = list(models)
+    _, types = msgspec.json.schema_components(DOCUMENTS, ref_template="#/components/schemas/{name}")
+    names = {"enum": list(models)} if models else {}
+    document["components"]["schemas"] = {**types, "ModelName": {"type": "string", **names}}
     for path, (identifier, summary, kind) in ONE_DOCUMENT.items():
         schema = _reference("schemas", kind) if kind else {"type": "object"}
         document["paths"][path] = _item(path, identifier, summary, schema)
@@ -57,10 +61,13 @@ def openapi_document(models: Sequence[str]) -> dict[str, Any]:
         "responses": dict(index["get"]["responses"]),
     }  # fmt: skip
     document["paths"][INDEX] = index
-    for path in (INDEX, "/v1/classify", f"{MODEL}/infer"):
-        for status in ("400", "404", "408", "413", "415"):
-            error = _reference("responses", "Error")
-            document["paths"][path]["post"]["responses"][status] = error
+    error = _reference("responses", "Error")
+    for path, statuses in BODY_ERRORS.items():
+        document["paths"][path]["post"]["responses"].update(dict.fromkeys(statuses, error))
+    for item in document["paths"].values():
+        for operation in (item[method] for method in ("get", "post") if method in item):
+            if "security" not in operation:  # it is no probe
+                operation["responses"].update(dict.fromkeys(("403", "429"), error))
     # The same operations with a version in their path; operation identifiers must be unique.
     for path in ("", "/config", "/infer", "/ready", "/stats"):
         item = dict(document["paths"][MODEL + path])

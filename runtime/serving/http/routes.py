@@ -34,7 +34,13 @@ from resdeploy.runtime.serving.http.body import (
     read_body,
 )
 from resdeploy.runtime.serving.http.connection_table import client_network
-from resdeploy.runtime.serving.http.docs_page import IMAGE_SIZE, DocsPage, style_of
+from resdeploy.runtime.serving.http.docs_page import (
+    EXAMPLE,
+    IMAGE_SIZE,
+    DocsPage,
+    example_answer,
+    style_of,
+)
 from resdeploy.runtime.serving.http.host_check import AUTHORITY
 from resdeploy.runtime.serving.http.openapi import MODEL, VERSIONED_MODEL, openapi_document
 from resdeploy.runtime.serving.http.responses import json_response, page_policy, page_response
@@ -247,11 +253,20 @@ class _Api:
     async def docs(self, request: Request) -> Response:
         host = request.headers.get("host", "")
         host = host if AUTHORITY.fullmatch(host.encode()) else "localhost:8000"
-        url, size = f"{request.scope.get('scheme', 'http')}://{host}", IMAGE_SIZE
+        url = f"{request.scope.get('scheme', 'http')}://{host}"
+        size, example = IMAGE_SIZE, EXAMPLE
         if self._shown:
             with suppress(Unavailable):
-                size = height_and_width(self._service.model().loaded_bundle().image_size)
-        page = self._docs.render(url, self._shown, size)
+                model = self._service.model()
+                loaded = model.loaded_bundle()
+                size = height_and_width(loaded.image_size)
+                if instance := model.active_instance:
+                    used = instance.artifact
+                    precision = loaded.precision(used).value
+                    example = example_answer(
+                        model.name, loaded.labels, instance.backend, used, precision
+                    )
+        page = self._docs.render(url, self._shown, size, example)
         return page_response(page, self._policy)
 
     async def _read_body(self, request: Request, reservation: Reservation) -> Body:

@@ -13,7 +13,7 @@ import msgspec
 
 from resdeploy.runtime.serving.schemas import Classification
 from tests.runtime.serving.conftest import without_models
-from tests.serving_process import ServerProcess, picture
+from tests.serving_process import ServerProcess, form, picture
 
 
 def text_of(page: str) -> str:
@@ -27,7 +27,7 @@ def commands(page: str) -> list[str]:
 
 
 def test_the_commands_work(server: ServerProcess, image_data: Path, tmp_path: Path) -> None:
-    (tmp_path / "cat.jpg").write_bytes(picture(image_data))
+    (tmp_path / "picture.jpg").write_bytes(picture(image_data))
     (tmp_path / "notes.txt").write_text("no picture")
     answers = []
     for command in commands(server.ask("/docs").body.decode()):
@@ -36,20 +36,32 @@ def test_the_commands_work(server: ServerProcess, image_data: Path, tmp_path: Pa
         )
         answers.append(json.loads(done.stdout))
     one, several, body, about, tensor = answers
-    assert (one["model"], one["results"][0]["image"]) == ("tiny", "cat.jpg")
+    assert (one["model"], one["results"][0]["image"]) == ("tiny", "picture.jpg")
     assert [bool(result["error"]) for result in several["results"]] == [False, True]
     assert body["results"][0]["predictions"] == one["results"][0]["predictions"]
     assert about["name"] == tensor["model_name"] == "tiny"
     assert tensor["outputs"][0]["shape"] == [1, 3]
 
 
-def test_the_example_is_an_answer_to_the_command_with_two_files(server: ServerProcess) -> None:
+def test_the_example_is_an_answer_to_the_command_with_two_files(
+    server: ServerProcess, image_data: Path
+) -> None:
     page = server.ask("/docs").body.decode()
     (block,) = re.findall("answer</summary><pre><code>(.*?)</code></pre>", page, re.DOTALL)
     answer = msgspec.json.decode(text_of(block), type=Classification)
-    assert answer.model == "tiny"
-    assert [len(result.predictions) for result in answer.results] == [3, 0]
-    assert [result.image for result in answer.results] == ["cat.jpg", "notes.txt"]
+    files = [("picture.jpg", picture(image_data)), ("notes.txt", b"no picture")]
+    body, headers = form(*files)
+    real = msgspec.json.decode(
+        server.ask("/v1/classify?top=3", body, headers).body, type=Classification
+    )
+    for name in ("model", "backend", "artifact", "precision"):
+        assert getattr(answer, name) == getattr(real, name)
+    classes = [
+        {(one.label, one.index) for one in reply.results[0].predictions} for reply in (answer, real)
+    ]
+    assert classes[0] == classes[1]
+    assert answer.results[1] == real.results[1]
+    assert [result.image for result in answer.results] == ["picture.jpg", "notes.txt"]
     assert "here notes.txt" in text_of(page)
 
 
@@ -64,7 +76,7 @@ def test_operations_are_objects_with_their_parameters(server: ServerProcess) -> 
 
 def test_the_commands_use_the_address_of_the_request(server: ServerProcess) -> None:
     first, *_ = commands(server.ask("/docs", headers={"Host": "machine:81"}).body.decode())
-    assert first == "curl -F image=@cat.jpg 'http://machine:81/v1/classify?model=tiny&top=3'"
+    assert first == "curl -F image=@picture.jpg 'http://machine:81/v1/classify?model=tiny&top=3'"
     assert server.ask("/docs", headers={"Host": "evil.example"}).status == 403
 
 

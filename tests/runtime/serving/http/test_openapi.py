@@ -11,9 +11,10 @@ import pytest
 
 from resdeploy.runtime.serving import schemas
 from resdeploy.runtime.serving.http.routes import MAX_CLASSES, MAX_TIMEOUT_MS
+from resdeploy.runtime.serving.request_errors import NoAnswer
 from resdeploy.runtime.serving.request_log import REQUEST_ID
 from resdeploy.runtime.serving.service import VERSION
-from tests.serving_process import ServerProcess, picture
+from tests.serving_process import ServerProcess, form, picture
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,63 @@ def test_limits_are_those_of_the_code(document: dict[str, Any]) -> None:
     assert parameters["Timeout"]["schema"]["maximum"] == MAX_TIMEOUT_MS
     assert parameters["RequestId"]["schema"]["pattern"] == f"^{REQUEST_ID.pattern.decode()}$"
     assert parameters["Version"]["schema"]["enum"] == [VERSION]
-    assert parameters["Model"]["schema"]["enum"] == ["tiny"]
+    reference = {"$ref": "#/components/schemas/ModelName"}
+    model = document["paths"]["/v1/classify"]["post"]["parameters"][1]
+    assert model["schema"] == parameters["Model"]["schema"] == reference
+    assert document["components"]["schemas"]["ModelName"]["enum"] == ["tiny"]
+
+
+def test_a_form_has_fields_of_any_name(
+    document: dict[str, Any], server: ServerProcess, image_data: Path
+) -> None:
+    validator = pytest.importorskip("jsonschema_rs").validator_for
+    content = document["paths"]["/v1/classify"]["post"]["requestBody"]["content"]
+    schema = content["multipart/form-data"]["schema"]
+    assert schema["additionalProperties"] == {"type": "string", "format": "binary"}
+    for names in (["a", "b"], ["image"], []):
+        reply = server.ask("/v1/classify", *form(*((name, picture(image_data)) for name in names)))
+        is_valid = validator(schema).is_valid(dict.fromkeys(names, ""))
+        assert is_valid == (reply.status == 200), names
+
+
+SHARED = json.dumps({
+    "inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, 1, 1, 3],
+                "parameters": {"shared_memory_region": "a"}}]
+})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "status"),
+    [
+        ("/v1/stats", "", {"Host": "evil.example"}, 403),
+        ("/v2/models/{model}", "", {"Host": "evil.example"}, 403),
+        ("/v2/models/{model}/infer", SHARED, {}, 501),
+        ("/v2/models/{model}/infer", "{}", {"Content-Encoding": "gzip"}, 415),
+        ("/v2/repository/index", "[", {}, 400),
+        ("/v2/repository/index", "x" * 2000, {}, 413),
+    ],
+)
+def test_errors_are_documented(
+    document: dict[str, Any],
+    server: ServerProcess,
+    path: str,
+    body: str,
+    headers: dict[str, str],
+    status: int,
+) -> None:
+    filled = path.replace("{model}", "tiny")
+    assert server.ask(filled, body.encode() or None, headers).status == status
+    operation = document["paths"][path]["post" if body else "get"]
+    assert operation["responses"][str(status)] == {"$ref": "#/components/responses/Error"}
+
+
+def test_a_model_without_an_answer_is_documented(document: dict[str, Any]) -> None:
+    for path in (
+        "/v1/classify",
+        "/v2/models/{model}/infer",
+        "/v2/models/{model}/versions/{version}/infer",
+    ):
+        assert str(NoAnswer.status) in document["paths"][path]["post"]["responses"]
 
 
 @pytest.mark.parametrize(

@@ -16,19 +16,9 @@ from PIL import Image
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.runtime import load
 from tests.samples import CLASSES, SIZE, encoded
-from tests.serving_process import PATIENCE, ServerProcess, picture, tensor_request
+from tests.serving_process import PATIENCE, ServerProcess, form, picture, tensor_request
 
 PNG = encoded(Image.new("RGB", (99, 99)), "PNG")
-
-
-def form(*files: tuple[str, bytes]) -> tuple[bytes, dict[str, str]]:
-    body = b"".join(
-        f'--x\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'.encode()
-        + data
-        + b"\r\n"
-        for name, data in files
-    )
-    return body + b"--x--\r\n", {"Content-Type": "multipart/form-data; boundary=x"}
 
 
 INFER = "/v2/models/tiny/infer"
