@@ -46,6 +46,7 @@ def diagnosis_text(result: Diagnosis) -> str:
     facts = [
         ("machine", f"{device.name} ({device.architecture}, {cores}{size})"),
         ("software", software_text(device)),
+        ("container", device.container or ""),
         ("features", ", ".join(device.cpu_features) or "no relevant ones"),
         *(("gpu", text) for text in [gpu_text(gpu) for gpu in result.gpu] or ["none"]),
         ("state", conditions_text(device.conditions)),

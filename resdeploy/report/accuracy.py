@@ -9,7 +9,8 @@ from resdeploy.images.formats import unread_lines
 from resdeploy.pages.blocks import Block, Figure, Section, Table, Text
 from resdeploy.pages.svg import intervals
 from resdeploy.report.confusion import confusion_blocks
-from resdeploy.report.graphs import SQNR_TEXT
+from resdeploy.report.graphs import SQNR_TEXT, USES
+from resdeploy.report.recommendation import CPU_BACKENDS, CPU_GRAPHS
 from resdeploy.result_files.verification import ArtifactResult, Rule, Verification
 from resdeploy.statistics import MAX_IMAGES, Verdict, wilson_interval
 from resdeploy.tables import DROP, NONE, capitalised, joined, percentage, plural, signed
@@ -78,7 +79,7 @@ def decision_sentence(result: Verification) -> str:
 def answered_lines(result: Verification) -> list[str]:
     """Return a line for each warning of the export that the labelled images answer."""
     return [
-        f"the accuracy on these images answers a warning of the export: {warning.message}"
+        f"the accuracy on these images settles a warning of the export: {warning.message}"
         for warning in result.answered
     ]
 
@@ -135,6 +136,11 @@ def verification_section(result: Verification) -> Section:
             f"the export chose INT8 ranges or layers on {result.used_before:,} of the images, "
             "so their INT8 accuracy may be overestimated, too."
         )
+    checked = [_graph(line) for line in result.results if line.backend in CPU_BACKENDS]
+    foreign = [graph for graph in dict.fromkeys(checked) if graph not in CPU_GRAPHS]
+    if foreign:
+        uses = joined([f"{graph}, which is made for {USES[graph]}" for graph in foreign])
+        notes.append(f"this CPU only checks {uses}.")
     unread = unread_lines(result.unreadable, result.passed_over)
     notes += [f"{line}." for line in unread]
     tables = (_accuracy(result), _drops(result), _agreement(result), _golden_check(result))

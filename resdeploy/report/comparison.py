@@ -163,8 +163,8 @@ def _accuracy(result: Comparison) -> list[Table]:
         f"The verdict is {'pass' if by_labels else 'reproduced'} if both bounds are at most "
         f"{result.max_drop:g}, the limit; it is fail if the drop is above the limit and both "
         "bounds are above 0; otherwise it is inconclusive. Images to decide about an inconclusive "
-        "verdict: an estimate, if predictions change as often as on these, or none if the drop is "
-        "about the limit."
+        "verdict: an estimate, if predictions change as often as on these; unknown: the drop is "
+        "too close to the limit."
     )
     return [Table(caption=caption, head=head, rows=tuple(rows))]
 
@@ -307,7 +307,7 @@ def _bounds(line: AccuracyChange) -> str:
 def _images_to_decide(line: AccuracyChange) -> str:
     if line.verdict is not Verdict.INCONCLUSIVE:
         return NONE
-    return "none" if line.images_to_decide is None else f"{line.images_to_decide:,}"
+    return "unknown" if line.images_to_decide is None else f"{line.images_to_decide:,}"
 
 
 def _times(line: LatencyChange) -> str:

@@ -21,7 +21,7 @@ from resdeploy.pages.blocks import Block, Figure, Section, Table, Text
 from resdeploy.pages.svg import PlotLine, PlotPoint, bands, intervals, scatter
 from resdeploy.result_files.benchmark import WIDE_INTERVALS, Benchmark, Timing
 from resdeploy.statistics import repeated_ratio_interval
-from resdeploy.tables import NONE, capitalised, factor, percentage, plural
+from resdeploy.tables import NONE, capitalised, factor, joined, percentage, plural
 
 FEWEST_ROUNDS = 5  # with fewer, all rounds favour one of two equal contenders by chance too often
 
@@ -37,11 +37,14 @@ def benchmark_summary(result: Benchmark) -> str:
         )
     graph = graph_name(fastest.precision, fastest.encoding)
     which = "Smallest latency, though not with certainty:" if rivals else "The fastest contender is"
-    noise = " An interval is wider than a factor of 2, so measure again on an idle machine."
+    noise = ""
+    if noisy := [contender_label(timing) for timing in result.results if _is_noisy(timing)]:
+        noise = f" The speed-up of {joined(noisy)} is known only within a factor of more than 2"
+        noise += ", so measure again on an idle machine."
     return (
         f"{which} {fastest.contender} with {graph}: {fastest.p50_ms:.2f} ms"
         f"{gain}; batch {fastest.batch}, {plural(fastest.threads, 'thread')}."
-        f"{noise if _is_noisy(result) else ''}"
+        f"{noise}"
     )
 
 
@@ -70,8 +73,8 @@ def _is_faster(first: Timing, second: Timing, runs: Sequence[int]) -> bool:
     return repeated_ratio_interval(slow, fast)[1] > 1
 
 
-def _is_noisy(result: Benchmark) -> bool:
-    return any((t.speedup_high or 0.0) > 2 * (t.speedup_low or 0.0) for t in result.results)
+def _is_noisy(timing: Timing) -> bool:
+    return (timing.speedup_high or 0.0) > 2 * (timing.speedup_low or 0.0)
 
 
 def benchmark_section(result: Benchmark, *, alone: bool = True) -> Section:
@@ -95,7 +98,9 @@ def benchmark_section(result: Benchmark, *, alone: bool = True) -> Section:
     blocks += [
         Text(text=f"Notice: {notice}.")
         for notice in result.notices
-        if not (_is_noisy(result) and notice.startswith(WIDE_INTERVALS))  # the summary says it
+        if not (
+            any(map(_is_noisy, result.results)) and notice.startswith(WIDE_INTERVALS)
+        )  # the summary says it
     ]
     title = f"Speed: {network}, {mode}, batch {first.batch}, {threads}"
     return Section(title="Speed" if alone else title, blocks=tuple(blocks))
@@ -243,7 +248,7 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
         rate = 1000 * work.operations(timing.batch) / inference_ms(timing)
         shape = 2 if "torch" in timing.contender else 0
         points.append(PlotPoint(intensity, rate, str(number), shape, style=styles[arithmetic]))
-        name = f"{number}  {contender_label(timing)}"
+        name = f"{number}: {contender_label(timing)}"
         rows.append((name, f"{rate / 1e9:.0f}", factor(intensity)))
     left = min(point.x for point in points) / 4
     right = max(max(point.x for point in points), max(rates.values()) / memory) * 4

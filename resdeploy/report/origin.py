@@ -47,7 +47,6 @@ def software_text(device: Device) -> str:
         board and board.l4t and f"L4T {board.l4t}",
         device.cuda and f"CUDA {device.cuda}",
         device.tensorrt and f"TensorRT {device.tensorrt}",
-        device.container and f"in a {device.container} container",
     )
 
 
@@ -82,6 +81,7 @@ def _facts(environment: Environment) -> tuple[tuple[str, str], ...]:
         "memory": f"{device.memory_bytes / 2**30:.0f} GiB" if device.memory_bytes else "",
         "CPU features": ", ".join(device.cpu_features),
         "software": software_text(device),
+        "container": device.container or "",
         "GPU": "; ".join(map(gpu_text, device.gpus)),
         "state": conditions_text(device.conditions),
         "system": environment.platform,

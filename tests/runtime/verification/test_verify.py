@@ -208,7 +208,7 @@ def test_labelled_images_answer_the_doubts_about_the_graphs_that_pass(
     assert passed.answered == tuple(about_int8)
     text = verification_text(passed)
     assert text.count(
-        "\nthe accuracy on these images answers a warning of the export: int8"
+        "\nthe accuracy on these images settles a warning of the export: int8"
     ) == len(about_int8)
     assert (
         "\nverdict: pass, on 24 images; limit: a drop of 50 points; the warning above is " in text
