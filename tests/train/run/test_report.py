@@ -82,7 +82,7 @@ def test_the_report_shows_matrix_mistakes_and_settings(image_data: Path) -> None
     assert '<table class="matrix">' in text
     assert "All mistakes." not in text  # one of seven is shown
     assert "label smoothing" in text
-    assert "<strong>the images are few</strong></p><p>Remedy: add more.</p>" in text
+    assert "<strong>the images are few.</strong></p><p>Remedy: add more.</p>" in text
     assert "(&lt; 1 %), predicted red (90 %)" in text
     assert re.search(r"<br>\w+\.\w+</figcaption>", text)  # the folder is the true class
     assert f"resnet10 at {SIZE} pixels, 3 classes; training run one, on 2026-11-24 on " in text
