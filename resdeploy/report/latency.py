@@ -38,9 +38,15 @@ def benchmark_summary(result: Benchmark) -> str:
     graph = graph_name(fastest.precision, fastest.encoding)
     which = "Smallest latency, though not with certainty:" if rivals else "The fastest contender is"
     noise = ""
-    if noisy := [contender_label(timing) for timing in result.results if _is_noisy(timing)]:
-        noise = f" The speed-up of {joined(noisy)} is known only within a factor of more than 2"
-        noise += ", so measure again on an idle machine."
+    if noisy := [timing for timing in result.results if _is_noisy(timing)]:
+        names = [f"{graph_name(t.precision, t.encoding)} on {t.contender}" for t in noisy]
+        of_some = f"The speed-up of {joined(names)} is"
+        if len(noisy) > 2:
+            of_some = f"{len(noisy)} of the speed-ups are"
+        noise = (
+            f" {of_some} known only within a factor of more than 2, so measure again on an idle "
+            "machine."
+        )
     return (
         f"{which} {fastest.contender} with {graph}: {fastest.p50_ms:.2f} ms"
         f"{gain}; batch {fastest.batch}, {plural(fastest.threads, 'thread')}."

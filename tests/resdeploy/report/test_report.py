@@ -505,7 +505,7 @@ def test_a_fast_contender_with_a_wide_interval_is_not_called_the_fastest() -> No
         "Smallest latency, though not with certainty: onnxruntime-cpu with int8-cpu: "
     )
     assert sentence.endswith(
-        " The speed-up of onnxruntime-cpu, fp32 is known only within a factor of more than 2, "
+        " The speed-up of fp32 on onnxruntime-cpu is known only within a factor of more than 2, "
         "so measure again on an idle machine."
     )
 
