@@ -139,8 +139,8 @@ def verification_section(result: Verification) -> Section:
     checked = [_graph(line) for line in result.results if line.backend in CPU_BACKENDS]
     foreign = [graph for graph in dict.fromkeys(checked) if graph not in CPU_GRAPHS]
     if foreign:
-        uses = joined([f"{graph}, which is made for {USES[graph]}" for graph in foreign])
-        notes.append(f"this CPU only checks {uses}.")
+        uses = joined([f"{graph} for {USES[graph]}" for graph in foreign])
+        notes.append(f"made for other machines, and only checked on this CPU: {uses}.")
     unread = unread_lines(result.unreadable, result.passed_over)
     notes += [f"{line}." for line in unread]
     tables = (_accuracy(result), _drops(result), _agreement(result), _golden_check(result))
@@ -156,8 +156,7 @@ def _accuracy(result: Verification) -> Table:
         low, high = wilson_interval(round(line.top1 * result.images / 100), result.images)
         rows.append(
             (
-                _graph(line),
-                line.backend,
+                _name(line),
                 line.verdict.value,
                 signed(line.drop or 0.0, 2),
                 signed(line.drop_upper95 or 0.0, 2),
@@ -173,7 +172,7 @@ def _accuracy(result: Verification) -> Table:
         "accuracy of FP32 less that of the graph, in percentage points. "
         "95 % bound: the true drop is not larger, with 95 % confidence. Top-1: share of the images "
         "whose most likely class is the label, with its 95 % confidence interval.",
-        head=("graph", "backend", "verdict", DROP, "95 % bound", "top-1", "95 % interval"),
+        head=("graph on backend", "verdict", DROP, "95 % bound", "top-1", "95 % interval"),
         rows=tuple(rows),
     )
 
@@ -198,11 +197,11 @@ def _drops(result: Verification) -> Figure:
 
 
 def _agreement(result: Verification) -> Table:
-    rows = tuple((_graph(line), line.backend, *agreement_cells(line)) for line in result.results)
+    rows = tuple((_name(line), *agreement_cells(line)) for line in result.results)
     return Table(
         caption=f"Agreement with FP32 on {result.images:,} labelled images. Agreement: share of "
         f"the images with the same predicted class. {SQNR_TEXT} The median is shown.",
-        head=("graph", "backend", "agreement", "SQNR"),
+        head=("graph on backend", "agreement", "SQNR"),
         rows=rows,
     )
 
@@ -212,8 +211,7 @@ def _golden_check(result: Verification) -> Table:
     judges, golden = result.max_drop is None, result.golden
     rows = tuple(
         (
-            _graph(line),
-            line.backend,
+            _name(line),
             *((line.verdict.value, percentage(line.agreement, 2)) if judges else ()),
             golden_cell(line),
         )
@@ -239,7 +237,7 @@ def _golden_check(result: Verification) -> Table:
         caption=f"Arithmetic of this machine on {golden.described}. The bundle stores these images "
         f"with the logits of {golden.reference_name}. Limits: {limits}for INT8, 3 dB below the "
         f"SQNR of the same graph at the export, but never below 3 dB.{exact}{words}",
-        head=("graph", "backend", *(("verdict", "agreement") if judges else ()), "SQNR and limit"),
+        head=("graph on backend", *(("verdict", "agreement") if judges else ()), "SQNR and limit"),
         rows=rows,
     )
 

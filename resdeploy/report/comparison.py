@@ -139,8 +139,7 @@ def _accuracy(result: Comparison) -> list[Table]:
     by_labels = result.accuracy[0].truth == "labels"
     rows = [
         (
-            line.artifact,
-            line.backend,
+            f"{line.artifact} on {line.backend}",
             line.verdict.value,
             signed(line.drop, 2),
             _bounds(line),
@@ -152,7 +151,7 @@ def _accuracy(result: Comparison) -> list[Table]:
     ]
     metric = "top-1" if by_labels else "agreement"
     head = (
-        "graph", "backend", "verdict", DROP, "95 % bounds", f"{metric}, first", "second",
+        "graph on backend", "verdict", DROP, "95 % bounds", f"{metric}, first", "second",
         "images to decide",
     )  # fmt: skip
     measured = "Top-1 accuracy" if by_labels else "Agreement with PyTorch"
@@ -174,8 +173,7 @@ def _latency(result: Comparison) -> list[Table]:
         return []
     rows = [
         (
-            line.graph,
-            line.contender,
+            f"{line.graph} on {line.contender}",
             line.verdict.value,
             f"{signed(line.slowdown, 1)} %",
             f"{signed(line.slowdown_low, 1)} to {signed(line.slowdown_high, 1)}",
@@ -189,8 +187,7 @@ def _latency(result: Comparison) -> list[Table]:
     first = result.latency[0]
     interval = f"{100 * first.confidence:.0f} % interval"
     head = (
-        "graph", "backend", "verdict", "slowdown", interval, "first", "second", "batch",
-        "threads",
+        "graph on backend", "verdict", "slowdown", interval, "first", "second", "batch", "threads",
     )  # fmt: skip
     words = ""
     if first.relative_to:
@@ -220,7 +217,10 @@ def _measured_time(result: Comparison) -> str:
 
 
 def _drops(result: Comparison) -> list[Figure]:
-    rows = [(line.artifact, line.drop_low, line.drop, line.drop_high) for line in result.accuracy]
+    rows = [
+        (f"{line.artifact} on {line.backend}", line.drop_low, line.drop, line.drop_high)
+        for line in result.accuracy
+    ]
     unit = "points"
     return _intervals("Drop, and its 95 % bounds", unit, rows, result.max_drop, "no drop")
 

@@ -277,7 +277,8 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
             ),
             caption="Roofline. Each line is the limit for one arithmetic, measured in the same "
             f"run. The memory copied {memory / 1e9:,.1f} GB/s. A point has the colour of its "
-            "arithmetic's line, and the number of its row in the table; triangles are PyTorch.",
+            "arithmetic's line, and the number of its row in the table below; triangles are "
+            "PyTorch.",
             legend=tuple(
                 (line.style, f"{name}: {rate / 1e9:,.0f} Gop/s")
                 for line, (name, rate) in zip(lines, highest_first)

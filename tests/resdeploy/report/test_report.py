@@ -287,7 +287,7 @@ def test_the_baseline_has_no_agreement_with_itself(verification: Verification) -
         for block in page_of(verifications=[verification]).sections[0].blocks
         if isinstance(block, Table) and block.caption.startswith("Agreement with FP32")
     )
-    assert table.rows[0] == ("fp32", "onnxruntime-cpu", "-", "-")
+    assert table.rows[0] == ("fp32 on onnxruntime-cpu", "-", "-")
     assert "-" not in [cell for row in table.rows[1:] for cell in row]
     assert verification_text(verification).splitlines()[2].split()[7:9] == ["-", "-"]
 
