@@ -87,7 +87,8 @@ def round_scales(exact: npt.NDArray[np.float64], *, half: bool) -> Float32Array:
     exact = np.maximum(exact, SMALLEST_SCALE)
     if not half:
         return exact.astype(np.float32)
-    rounded = exact.astype(np.float16)
+    with np.errstate(over="ignore"):
+        rounded = exact.astype(np.float16)
     # Round up, because a smaller scale would clip the largest value.
     raised = np.where(rounded < exact, np.nextafter(rounded, np.float16(np.inf)), rounded)
     return raised.astype(np.float32)

@@ -79,17 +79,18 @@ def stored_weights(exact: ir.Model, quantised: ir.Model) -> RoundedWeights:
     for node in exact.graph:
         if node.op_type not in WEIGHTED:
             continue
-        name, *bias = (value_name(value) for value in node.inputs[1:] if value is not None)
-        if f"{name}.quantized" not in stored:
-            continue  # the layer is in float
-        scales = stored[f"{name}.scale"].astype(np.float32)
-        weights[name] = unpacked_kernel(node, stored[f"{name}.quantized"]), scales
-        for name in bias:
-            if f"{name}.quantized" in stored:
-                steps = stored[f"{name}.scale"].astype(np.float64)
-                biases[name] = (stored[f"{name}.quantized"] * steps).astype(np.float32)
+        for index, value in enumerate(node.inputs[1:]):
+            name = value_name(value)
+            integers, scales = stored.get(f"{name}.quantized"), stored.get(f"{name}.scale")
+            if integers is None or scales is None:
+                if index == 0:
+                    break  # the layer is in float
+                if name in stored:  # only the bias is
+                    biases[name] = stored[name].astype(np.float32)
+            elif index == 0:
+                weights[name] = unpacked_kernel(node, integers), scales.astype(np.float32)
             else:
-                biases[name] = stored[name].astype(np.float32)
+                biases[name] = (integers * scales.astype(np.float64)).astype(np.float32)
     return RoundedWeights(weights=weights, biases=biases)
 
 

@@ -253,7 +253,9 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
         intensity = operations_per_byte(work, timing.batch, arithmetic)
         rate = 1000 * work.operations(timing.batch) / inference_ms(timing)
         shape = 2 if "torch" in timing.contender else 0
-        points.append(PlotPoint(intensity, rate, str(number), shape, style=styles[arithmetic]))
+        points.append(
+            PlotPoint(intensity, rate, str(number), shape, style=styles.get(arithmetic, ""))
+        )
         name = f"{number}: {contender_label(timing)}"
         rows.append((name, f"{rate / 1e9:.0f}", factor(intensity)))
     left = min(point.x for point in points) / 4

@@ -135,3 +135,11 @@ def test_without_pairs_that_exceed_the_limit_clipping_is_plain_rounding() -> Non
     weight = np.array([[1.0, -0.7, 0.2, 0.5]])
     integers, scales = clip_pairs(weight, np.array([[0, 1], [2, 3]]))
     np.testing.assert_array_equal(integers, np.rint(weight / scales[:, None].astype(np.float64)))
+
+
+@pytest.mark.parametrize("largest", [1e-9, 1e-4, 1.0, 1e4, 1e9])
+def test_scales_are_float16_values_unless_weights_are_too_large_for_them(largest: float) -> None:
+    _, scales = clip_pairs(np.array([[largest, -0.3 * largest]]), np.array([[0, 1]]))
+    assert np.isfinite(scales).all()
+    if largest < 1e8:
+        np.testing.assert_array_equal(scales, scales.astype(np.float16).astype(np.float32))

@@ -476,6 +476,16 @@ def test_the_roofline_has_a_line_per_ceiling_and_a_point_per_contender() -> None
     (roofline,) = [figure for figure in figures if figure.caption.startswith("Roofline")]
     assert roofline.svg.count("<polyline") == 3
     assert roofline.svg.count('class="point') == 3
+    colours = ['class="point line2"', 'class="point line1"', 'class="point line0"']
+    assert sum(colour in roofline.svg for colour in colours) == 2  # of FP32 and of INT8
+    known = benchmark().ceilings
+    assert known
+    rates = {n: rate for n, rate in known.operations_per_second.items() if n != "int8"}
+    fewer = benchmark_section(
+        replace(benchmark(), ceilings=replace(known, operations_per_second=rates))
+    )
+    figures = [block for block in fewer.blocks if isinstance(block, Figure)]
+    assert any('class="point kind0"' in figure.svg for figure in figures)  # no line of its own
     nothing = Ceilings(operations_per_second={}, bytes_per_second=None)
     without = benchmark_section(replace(benchmark(), ceilings=nothing))
     assert len([b for b in without.blocks if isinstance(b, Figure)]) == len(figures) - 1
