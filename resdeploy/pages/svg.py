@@ -20,7 +20,8 @@ BAR_ROW = 36
 AXIS = 38
 PLOT_HEIGHT = 240
 NARROWEST = 300  # pixels: the width on a small phone, on which no label may cover another
-WIDE = 600  # pixels: the width of a page on which the style sheet shows lines of the class `wide`
+# Widths in pixels from which on the style sheet shows the lines of a class.
+SHOWN_FROM = {NARROWEST: "", 600: " wide", 850: " wider"}
 WIDTHS = (NARROWEST, 400, 500, 600, 750, 900)  # of plots on phones and on wide pages, in pixels
 LETTER = 7  # approximate width of a letter, in pixels
 LONGEST_LABEL = 38  # letters that fit beside each other on the narrowest page
@@ -141,11 +142,10 @@ def intervals(
         pixels = (len(_shortened(label)) + 1) * LETTER  # of the label
         for number, mark in enumerate(marks):
             x = x_scale(mark)
-            is_free = {width: x > LEFT + pixels * 100 / width for width in (NARROWEST, WIDE)}
-            start = top if is_free[NARROWEST] else y - 9  # below the label
-            parts.append(_line(x, start, x, top + ROW - 1, f"mark{number}"))
-            if is_free[WIDE] and not is_free[NARROWEST]:
-                parts.append(_line(x, top, x, start, f"mark{number} wide"))
+            parts.append(_line(x, y - 9, x, top + ROW - 1, f"mark{number}"))  # below the label
+            beside = (css for width, css in SHOWN_FROM.items() if x > LEFT + pixels * 100 / width)
+            if (css := next(beside, None)) is not None:
+                parts.append(_line(x, top, x, y - 9, f"mark{number}{css}"))
         parts.append(_line(x_scale(low), y, x_scale(high), y, "whisker"))
         parts.append(_mark(x_scale(value), y, "dot", 0))
     numbers = "; ".join(
