@@ -79,18 +79,17 @@ def stored_weights(exact: ir.Model, quantised: ir.Model) -> RoundedWeights:
     for node in exact.graph:
         if node.op_type not in WEIGHTED:
             continue
-        for index, value in enumerate(node.inputs[1:]):
-            name = value_name(value)
+        weight, *bias = (value_name(value) for value in node.inputs[1:])
+        integers, scales = stored.get(f"{weight}.quantized"), stored.get(f"{weight}.scale")
+        if integers is None or scales is None:
+            continue  # the layer is in float
+        weights[weight] = unpacked_kernel(node, integers), scales.astype(np.float32)
+        for name in bias:
             integers, scales = stored.get(f"{name}.quantized"), stored.get(f"{name}.scale")
-            if integers is None or scales is None:
-                if index == 0:
-                    break  # the layer is in float
-                if name in stored:  # only the bias is
-                    biases[name] = stored[name].astype(np.float32)
-            elif index == 0:
-                weights[name] = unpacked_kernel(node, integers), scales.astype(np.float32)
-            else:
+            if integers is not None and scales is not None:
                 biases[name] = (integers * scales.astype(np.float64)).astype(np.float32)
+            elif name in stored:  # TensorRT's biases are in float
+                biases[name] = stored[name].astype(np.float32)
     return RoundedWeights(weights=weights, biases=biases)
 
 

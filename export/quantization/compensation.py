@@ -85,14 +85,13 @@ def rounded_recipes(
     keeps them. Those for CPUs are rounded from there, and change only where a pair could saturate.
     """
     tensorrt = recipes[Encoding.TENSORRT]
-    if is_learned := tensorrt.calibrator not in CALIBRATORS:
+    is_learned = tensorrt.calibrator not in CALIBRATORS
+    if is_learned:
         sites = {site for site in sites_of(model, tensorrt) if site.weight}
         model = round_at(model, tensorrt, sites, tensorrt.weights(model))
     rounded = compensated_weights(model, recipes[Encoding.CPU], images, progress)
-    return {
-        encoding: recipe if is_learned and recipe is tensorrt else replace(recipe, rounded=rounded)
-        for encoding, recipe in recipes.items()
-    }
+    found = {encoding: replace(recipe, rounded=rounded) for encoding, recipe in recipes.items()}
+    return {**found, Encoding.TENSORRT: tensorrt} if is_learned else found
 
 
 def compensated_weights(
@@ -252,8 +251,11 @@ def _input_moments(
         products = products + grouped.swapaxes(1, 2) @ grouped
     mean = sums / count
     covariances = products / count - mean[:, :, None] * mean[:, None, :]
-    variances = covariances.diagonal(axis1=1, axis2=2)[:, :, None] * np.eye(mean.shape[1])
-    return mean, covariances + min(1.0, SHRINKAGE / images) * (variances - covariances)
+    diagonal = np.arange(mean.shape[1])
+    variances = covariances[:, diagonal, diagonal]  # a copy
+    covariances *= 1 - min(1.0, SHRINKAGE / images)  # in place: the largest has 4608 inputs
+    covariances[:, diagonal, diagonal] = variances
+    return mean, covariances
 
 
 def input_rows(

@@ -129,6 +129,7 @@ def check_model(path: Path, model: ModelProto, digest: str) -> OnnxFile:
     _check_nodes(path, model.graph)
     _sort_nodes(path, model.graph)
     _name_nodes(model.graph)
+    _clear_unknown_sizes(model.graph)
     notes = _to_float32(model)
     image = _image_input(path, model.graph)
     return OnnxFile(
@@ -303,6 +304,14 @@ def _to_float32(model: ModelProto) -> tuple[str, ...]:
     return (f"the graph is in {' and '.join(sorted(found))}; it is computed in float32",)
 
 
+def _clear_unknown_sizes(graph: GraphProto) -> None:
+    """Clear the sizes of inputs that an exporter wrote as 0 or -1, in place."""
+    for value in graph.input:
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.HasField("dim_value") and dimension.dim_value <= 0:
+                dimension.Clear()
+
+
 def _image_input(path: Path, graph: GraphProto) -> ImageInput:
     constants = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]
@@ -320,9 +329,6 @@ def _image_input(path: Path, graph: GraphProto) -> ImageInput:
             "channels or 1",
             CLASSIFIER_HINT,
         )
-    for dimension in value.type.tensor_type.shape.dim:
-        if dimension.WhichOneof("value") == "dim_value" and dimension.dim_value <= 0:
-            dimension.Clear()  # some exporters write an unknown size as 0 or -1
     axis, channels = found[0]
     height, width = sizes[2:4] if axis == 1 else sizes[1:3]
     assert channels is not None
@@ -338,11 +344,10 @@ def _image_input(path: Path, graph: GraphProto) -> ImageInput:
 
 def _sizes(value: ValueInfoProto) -> list[int | None]:
     """Return the sizes of a tensor; None for those that are not fixed."""
-    sizes = [
+    return [
         dimension.dim_value if dimension.HasField("dim_value") else None
         for dimension in value.type.tensor_type.shape.dim
     ]
-    return [size if size is not None and size > 0 else None for size in sizes]
 
 
 def _only_output(path: Path, graph: GraphProto) -> str:

@@ -95,9 +95,9 @@ def verdict_reasons(result: Comparison) -> list[str]:
         )
     if slowdowns := [line for line in result.latency if line.verdict is result.verdict]:
         slow = max(slowdowns, key=lambda line: line.slowdown if failed else line.slowdown_high)
-        others = [f"{line.graph} on {line.contender}" for line in slowdowns if line is not slow]
+        others = [_name(line) for line in slowdowns if line is not slow]
         reasons.append(
-            f"the slowdown of {slow.graph} on {slow.contender} is "
+            f"the slowdown of {_name(slow)} is "
             + (
                 f"{slow.slowdown:.1f} %, {slow.slowdown - result.max_slowdown:.1f} points above "
                 "the limit of "
@@ -115,6 +115,12 @@ def verdict_reasons(result: Comparison) -> list[str]:
 
 def _others(names: Sequence[str], verdict: Verdict) -> str:
     return f" (also {verdict.value}: {joined([*dict.fromkeys(names)])})" if names else ""
+
+
+def _name(line: AccuracyChange | LatencyChange) -> str:
+    if isinstance(line, AccuracyChange):
+        return f"{line.artifact} on {line.backend}"
+    return f"{line.graph} on {line.contender}"
 
 
 def _metric(line: AccuracyChange) -> str:
@@ -139,7 +145,7 @@ def _accuracy(result: Comparison) -> list[Table]:
     by_labels = result.accuracy[0].truth == "labels"
     rows = [
         (
-            f"{line.artifact} on {line.backend}",
+            _name(line),
             line.verdict.value,
             signed(line.drop, 2),
             _bounds(line),
@@ -173,7 +179,7 @@ def _latency(result: Comparison) -> list[Table]:
         return []
     rows = [
         (
-            f"{line.graph} on {line.contender}",
+            _name(line),
             line.verdict.value,
             f"{signed(line.slowdown, 1)} %",
             f"{signed(line.slowdown_low, 1)} to {signed(line.slowdown_high, 1)}",
@@ -217,17 +223,14 @@ def _measured_time(result: Comparison) -> str:
 
 
 def _drops(result: Comparison) -> list[Figure]:
-    rows = [
-        (f"{line.artifact} on {line.backend}", line.drop_low, line.drop, line.drop_high)
-        for line in result.accuracy
-    ]
+    rows = [(_name(line), line.drop_low, line.drop, line.drop_high) for line in result.accuracy]
     unit = "points"
     return _intervals("Drop, and its 95 % bounds", unit, rows, result.max_drop, "no drop")
 
 
 def _slowdowns(result: Comparison) -> list[Figure]:
     rows = [
-        (f"{line.graph} on {line.contender}", line.slowdown_low, line.slowdown, line.slowdown_high)
+        (_name(line), line.slowdown_low, line.slowdown, line.slowdown_high)
         for line in result.latency
     ]
     return _intervals("Slowdown, and its interval", "%", rows, result.max_slowdown, "no slowdown")

@@ -37,20 +37,10 @@ def benchmark_summary(result: Benchmark) -> str:
         )
     graph = graph_name(fastest.precision, fastest.encoding)
     which = "Smallest latency, though not with certainty:" if rivals else "The fastest contender is"
-    noise = ""
-    if noisy := [timing for timing in result.results if _is_noisy(timing)]:
-        names = [f"{graph_name(t.precision, t.encoding)} on {t.contender}" for t in noisy]
-        of_some = f"The speed-up of {joined(names)} is"
-        if len(noisy) > 2:
-            of_some = f"{len(noisy)} of the speed-ups are"
-        noise = (
-            f" {of_some} known only within a factor of more than 2, so measure again on an idle "
-            "machine."
-        )
     return (
         f"{which} {fastest.contender} with {graph}: {fastest.p50_ms:.2f} ms"
         f"{gain}; batch {fastest.batch}, {plural(fastest.threads, 'thread')}."
-        f"{noise}"
+        f"{_noise_sentence(result)}"
     )
 
 
@@ -79,8 +69,19 @@ def _is_faster(first: Timing, second: Timing, runs: Sequence[int]) -> bool:
     return repeated_ratio_interval(slow, fast)[1] > 1
 
 
-def _is_noisy(timing: Timing) -> bool:
-    return (timing.speedup_high or 0.0) > 2 * (timing.speedup_low or 0.0)
+def _noise_sentence(result: Benchmark) -> str:
+    """Return which speed-ups have wide intervals, after a space; empty if none has."""
+    noisy = [t for t in result.results if (t.speedup_high or 0.0) > 2 * (t.speedup_low or 0.0)]
+    if not noisy:
+        return ""
+    if len(noisy) > 2:
+        some = f"{len(noisy)} of the speed-ups are"
+    else:
+        names = [f"{graph_name(t.precision, t.encoding)} on {t.contender}" for t in noisy]
+        some = f"The speed-up of {joined(names)} is"
+    return (
+        f" {some} known only within a factor of more than 2, so measure again on an idle machine."
+    )
 
 
 def benchmark_section(result: Benchmark, *, alone: bool = True) -> Section:
@@ -101,13 +102,10 @@ def benchmark_section(result: Benchmark, *, alone: bool = True) -> Section:
         blocks.append(_stages(result))
     if result.work and result.ceilings:
         blocks += _roofline(result, result.work, result.ceilings)
-    blocks += [
-        Text(text=f"Notice: {notice}.")
-        for notice in result.notices
-        if not (
-            any(map(_is_noisy, result.results)) and notice.startswith(WIDE_INTERVALS)
-        )  # the summary says it
-    ]
+    notices = result.notices
+    if _noise_sentence(result):  # the summary has it
+        notices = tuple(notice for notice in notices if not notice.startswith(WIDE_INTERVALS))
+    blocks += [Text(text=f"Notice: {notice}.") for notice in notices]
     title = f"Speed: {network}, {mode}, batch {first.batch}, {threads}"
     return Section(title="Speed" if alone else title, blocks=tuple(blocks))
 
